@@ -1,0 +1,102 @@
+"""The engine's border: requests in, token outputs and statistics out. The same structs cross the worker's socket."""
+
+from __future__ import annotations
+
+import msgspec
+
+from slipstream.api.outputs import FinishReason
+from slipstream.api.sampling import TokenSampling
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence to continue. `output_token_ids` holds tokens that were generated before (a replay after a crash):
+    they count as output for penalties, `min_tokens` and `max_tokens`, and are not sent again.
+
+    `priority`: lower is sooner (vLLM's sense). `arrival`: seconds of the front's monotonic clock, for ordering.
+    """
+
+    id: str
+    prompt_token_ids: list[int]
+    sampling: TokenSampling
+    output_token_ids: list[int] = []
+    priority: int = 0
+    arrival: float = 0.0
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log probabilities at one position: the chosen token's, its rank from 1, and the most likely alternatives."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step produced for one request. `finish_reason` is set in its last output.
+
+    `token_ids` includes a stop token if one was sampled (`stop_reason` then names it; None for `length`).
+    `prompt_logprobs` comes once, with the first output: one entry for each prompt token from the second on.
+    `cached_tokens`: prompt tokens served from the prefix cache, set in the first output.
+    """
+
+    id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    cached_tokens: int | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    error: str | None = None
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a ready engine is: sent once by a worker when it can take requests."""
+
+    model: str
+    vocab_size: int
+    max_model_len: int
+    max_seqs: int
+    max_batched_tokens: int
+    page_size: int
+    num_pages: int
+    kv_bytes: int
+    weight_bytes: int
+    dtype: str
+    kv_dtype: str
+    platform: str
+    device: str
+    num_devices: int
+    compile_seconds: float
+    num_shapes: int
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Gauges as of now and counters since the worker's start. Times in seconds.
+
+    `padded_tokens` counts token rows that steps computed for nothing; `step_seconds` holds the wall times of the steps
+    since the last report, `step_tokens` their real token counts.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    pages_used: int = 0
+    pages_total: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    steps: int = 0
+    padded_tokens: int = 0
+    scheduled_tokens: int = 0
+    compiles: int = 0
+    compiles_after_ready: int = 0
+    step_seconds: list[float] = []
+    step_tokens: list[int] = []
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of KV pages in use by live requests, 0..1 (cached pages that nobody holds are free)."""
+        return self.pages_used / self.pages_total if self.pages_total else 0.0

@@ -1,0 +1,69 @@
+"""The engine's settings. The command line's flags are these fields; each is read somewhere, a test holds that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from slipstream.errors import ConfigError
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Settings of one engine.
+
+    Parameters
+    ----------
+    dtype
+        Type of weights and activations. auto: float32 on a CPU, bfloat16 on an accelerator.
+    kv_dtype
+        Type of the KV cache. auto: the same as dtype.
+    max_seqs
+        Most sequences that share a step.
+    max_model_len
+        Longest prompt plus reply, in tokens. None: the model's own limit, lowered to what the KV cache holds.
+    max_batched_tokens
+        Most tokens in a step: a prefill chunk gets what decoding sequences leave.
+    page_size
+        Tokens in a KV page.
+    kv_bytes
+        Memory for the KV cache, in bytes (suffixes such as 2GiB work on the command line). None: sized from what the
+        compiled step leaves of the memory.
+    memory_fraction
+        Share of the device's memory that weights, temporaries and KV cache may use together.
+    prefix_caching
+        Keep finished prompts' KV pages and reuse them for prompts that start the same.
+    policy
+        Order of waiting requests: fcfs, or priority (lower numbers first).
+    compile_cache
+        Folder for compiled steps; None: under the user's cache folder; an empty string turns it off.
+    """
+
+    dtype: DType = "auto"
+    kv_dtype: DType = "auto"
+    max_seqs: int = 32
+    max_model_len: int | None = None
+    max_batched_tokens: int = 512
+    page_size: int = 16
+    kv_bytes: int | None = None
+    memory_fraction: float = 0.9
+    prefix_caching: bool = True
+    policy: Literal["fcfs", "priority"] = "fcfs"
+    compile_cache: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work. Raises ConfigError."""
+        for name in ("max_seqs", "max_batched_tokens", "page_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_model_len is not None and self.max_model_len < 1:
+            raise ConfigError(f"max_model_len must be at least 1, got {self.max_model_len}")
+        if self.max_batched_tokens < self.max_seqs:
+            raise ConfigError(
+                f"max_batched_tokens ({self.max_batched_tokens}) must be at least max_seqs ({self.max_seqs}): "
+                "a step must have room for a token of every sequence"
+            )
+        if not 0 < self.memory_fraction <= 1:
+            raise ConfigError(f"memory_fraction must be over 0 and at most 1, got {self.memory_fraction}")

@@ -1,0 +1,1 @@
+"""What the machine offers: CPUs and memory within cgroup limits. No JAX."""

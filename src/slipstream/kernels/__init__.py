@@ -1,0 +1,1 @@
+"""Attention and products: one function each, several implementations, chosen by a table."""

@@ -1,0 +1,67 @@
+"""The arrays of one ragged step, and the paged KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KVCache:
+    """Paged keys and values. `k`, `v`: [l, P, b, k, h]. Carried through the layer scan and donated by the step."""
+
+    k: Array
+    v: Array
+
+    @classmethod
+    def zeros(cls, layers: int, pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: jnp.dtype) -> KVCache:
+        """An empty cache."""
+        shape = (layers, pages, page_size, kv_heads, head_dim)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    @property
+    def page_size(self) -> int:
+        """Tokens in a page."""
+        return self.k.shape[2]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Step:
+    """Which packed token belongs where.
+
+    `starts` i32[s+1]: first packed token of each row; `starts[-1]` is the number of real tokens, what follows is
+    padding. `lengths` i32[s]: tokens in the cache after this step (0: an empty row). `pages` i32[s, p]: page tables.
+    `rows` i32[t]: the row of each token, s for padding. `positions` i32[t]: its position in its sequence, 0 for padding.
+    """
+
+    starts: Array
+    lengths: Array
+    pages: Array
+    rows: Array
+    positions: Array
+
+    @classmethod
+    def of(cls, starts: Array, lengths: Array, pages: Array, tokens: int) -> Step:
+        """Derive rows and positions of `tokens` packed tokens from the ragged description."""
+        index = jnp.arange(tokens, dtype=jnp.int32)
+        rows = jnp.searchsorted(starts, index, side="right").astype(jnp.int32) - 1
+        real = index < starts[-1]
+        row = jnp.minimum(rows, lengths.shape[0] - 1)
+        count = starts[row + 1] - starts[row]
+        positions = lengths[row] - count + index - starts[row]
+        return cls(
+            starts, lengths, pages, jnp.where(real, row, lengths.shape[0]), jnp.where(real, positions, 0).astype(jnp.int32)
+        )
+
+    @classmethod
+    def whole(cls, tokens: int, page_size: int) -> Step:
+        """One sequence of `tokens` tokens computed at once into pages 0, 1, ...: the full forward of tests and goldens."""
+        pages = -(-tokens // page_size)
+        return cls.of(
+            jnp.array([0, tokens], jnp.int32), jnp.array([tokens], jnp.int32), jnp.arange(pages, dtype=jnp.int32)[None], tokens
+        )

@@ -1,0 +1,1 @@
+"""Language models, a file a family."""

@@ -1,0 +1,1 @@
+"""The HTTP process: OpenAI's API over an `EngineClient`. No JAX."""

@@ -1,0 +1,144 @@
+"""The plan: one tree, shaped like the weights, whose leaves say everything about a weight once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from math import prod
+from typing import Any, Literal, TypeVar
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One named axis of a weight: `role` is what placements and quantization speak of, `letter` what layouts do."""
+
+    role: str
+    letter: str
+    size: int
+
+    def __or__(self, other: Axis | Dims) -> Dims:
+        return Dims((self,)) | other
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The axes of a weight, outermost first: `D | N | H`."""
+
+    axes: tuple[Axis, ...]
+
+    def __or__(self, other: Axis | Dims) -> Dims:
+        return Dims(self.axes + (other.axes if isinstance(other, Dims) else (other,)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes, in order."""
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Letter -> size, as einops takes them."""
+        return {axis.letter: axis.size for axis in self.axes}
+
+
+Init = Literal["normal", "ones", "zeros"]
+
+
+@dataclass(frozen=True)
+class Param:
+    """A leaf of a plan.
+
+    `dims`: the axes of the weight as the forward sees it. `names`: its tensor's name in a Hugging Face checkpoint, one
+    for each layer when `layers` is set (the weight then has a leading layer axis). `layout`: an einops pattern from
+    the checkpoint's axes to ours (letters are those of `dims`), None where they are the same. `contract`: roles that a
+    product sums over (quantization groups along them). `init`: how tests and random models fill it. `offset`:
+    added after reading (Gemma's norms are stored as w - 1).
+    """
+
+    dims: Dims
+    names: tuple[str, ...]
+    layout: str | None = None
+    contract: tuple[str, ...] = ()
+    init: Init = "normal"
+    layers: int | None = None
+    offset: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape, with the leading layer axis if it has one."""
+        return self.dims.shape if self.layers is None else (self.layers, *self.dims.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape that the tensor of one name must have in the checkpoint."""
+        if self.layout is None:
+            return self.dims.shape
+        sizes = self.dims.sizes
+        stored: list[int] = []
+        group: list[int] | None = None
+        for token in self.layout.split("->")[0].replace("(", " ( ").replace(")", " ) ").split():
+            if token == "(":
+                group = []
+            elif token == ")":
+                stored.append(prod(group or [1]))
+                group = None
+            else:
+                (stored if group is None else group).append(1 if token == "1" else sizes[token])
+        return tuple(stored)
+
+
+def param(
+    dims: Dims | Axis,
+    name: str,
+    layout: str | None = None,
+    *,
+    contract: tuple[str, ...] = (),
+    init: Init = "normal",
+    offset: float = 0.0,
+) -> Param:
+    """A `Param` of one tensor; `dims` may be a single axis."""
+    return Param(dims if isinstance(dims, Dims) else Dims((dims,)), (name,), layout, contract, init, None, offset)
+
+
+Tree = TypeVar("Tree")
+
+
+def stacked(count: int, plan: Callable[[str], Tree], prefix: str = "model.layers.{}.") -> Tree:
+    """The plan of `count` equal layers as one tree whose leaves have a leading layer axis.
+
+    `plan(at)` is called with each layer's name prefix; all layers must give the same shapes.
+    """
+    layers = [plan(prefix.format(i)) for i in range(count)]
+
+    def merge(*leaves: Param) -> Param:
+        first = leaves[0]
+        if any(replace(leaf, names=first.names) != first for leaf in leaves):
+            raise ValueError(f"layers differ and cannot be stacked: {first.names[0]}")
+        return replace(first, names=tuple(leaf.names[0] for leaf in leaves), layers=count)
+
+    return map_params(merge, *layers)
+
+
+def map_params(function: Callable[..., Any], *trees: Any) -> Any:
+    """Apply `function` to the `Param` leaves of equally shaped plans (dataclasses; None stays None)."""
+    first = trees[0]
+    if isinstance(first, Param):
+        return function(*trees)
+    if first is None:
+        return None
+    if is_dataclass(first) and not isinstance(first, type):
+        return type(first)(**{f.name: map_params(function, *(getattr(t, f.name) for t in trees)) for f in fields(first)})
+    raise TypeError(f"a plan holds Params, dataclasses and None, not {type(first).__name__}")
+
+
+def params(tree: Any, path: str = "") -> Iterator[tuple[str, Param]]:
+    """All leaves of a plan with their dotted paths, in field order."""
+    if isinstance(tree, Param):
+        yield path, tree
+    elif tree is not None:
+        for f in fields(tree):
+            yield from params(getattr(tree, f.name), f"{path}.{f.name}" if path else f.name)

@@ -1,0 +1,1 @@
+"""Logs, metrics and traces. No JAX, and never a prompt, a reply or a key."""
