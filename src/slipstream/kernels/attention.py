@@ -1,0 +1,165 @@
+"""Ragged paged attention: prefill chunks and decoding rows of one step, each over its own pages.
+
+The reference implementation is XLA alone. Its work follows the real tokens: queries are cut into blocks of one row
+each, a loop with a trip count known only at run time walks the blocks that exist, and a second one inside it the
+context that those blocks can see. So one compiled shape serves every context length.
+
+Sources: paged attention is Kwon et al. 2023 (arXiv:2309.06180); the running softmax is Milakov and Gimelshein 2018
+(arXiv:1805.02867).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from slipstream.kernels.ragged import KVCache, Step
+
+CHUNK_BLOCK = 32  # queries of one prefill block: enough to fill a product, few enough to waste little on a short tail
+BLOCKS_AT_ONCE = 8  # prefill blocks that share one iteration
+CONTEXT_BLOCK = 256  # cached tokens read by one iteration of the inner loop
+MASKED = -1e30  # below every real score, yet finite: a fully masked row must not make NaNs
+
+
+class QueryBlocks(NamedTuple):
+    """Blocks of queries, each of one row. `rows` i32[j], `tokens` i32[j, r] (t where there is none), `count` of them real."""
+
+    rows: Array
+    tokens: Array
+    count: Array
+
+
+def attend(
+    cache: KVCache,
+    layer: Array | int,
+    q: Array,
+    k: Array,
+    v: Array,
+    step: Step,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+) -> tuple[Array, KVCache]:
+    """Write this step's keys and values into their pages, then attend.
+
+    q: [t, n, h]; k, v: [t, k, h]; `layer` indexes the cache's layers. `window` w: a query at position i sees positions
+    i - w + 1 to i. `soft_cap` c: scores become c * tanh(scores / c). Returns ([t, n, h] in q's dtype, the cache); rows of
+    padding are zero. Softmax and sums are float32.
+    """
+    cache = write(cache, layer, k, v, step)
+    tokens, rows = q.shape[0], step.lengths.shape[0]
+    out = jnp.zeros((tokens, *q.shape[1:]), jnp.float32)
+    passes = [(decode_blocks(step, tokens), rows)]
+    if tokens > rows:  # a shape of as many tokens as rows is for decoding alone
+        passes.append((chunk_blocks(step, tokens), BLOCKS_AT_ONCE))
+    for blocks, group in passes:
+        out = _attend_blocks(out, q, cache, layer, step, blocks, group, scale, window, soft_cap)
+    return out.astype(q.dtype), cache
+
+
+def write(cache: KVCache, layer: Array | int, k: Array, v: Array, step: Step) -> KVCache:
+    """Store k, v: [t, k, h] at their tokens' places. Padding is dropped: no page is touched for it."""
+    size, count = cache.page_size, cache.k.shape[1]
+    row = jnp.minimum(step.rows, step.lengths.shape[0] - 1)
+    page = jnp.where(step.rows < step.lengths.shape[0], step.pages[row, step.positions // size], count)
+    offset = step.positions % size
+
+    def put(pages: Array, values: Array) -> Array:
+        return pages.at[layer, page, offset].set(values.astype(pages.dtype), mode="drop")
+
+    return KVCache(put(cache.k, k), put(cache.v, v))
+
+
+def decode_blocks(step: Step, tokens: int) -> QueryBlocks:
+    """A block of one query for each row that computes exactly one token."""
+    counts = step.starts[1:] - step.starts[:-1]
+    rows = jnp.arange(counts.shape[0], dtype=jnp.int32)
+    single = counts == 1
+    return QueryBlocks(rows, jnp.where(single, step.starts[:-1], tokens)[:, None], jnp.any(single).astype(jnp.int32))
+
+
+def chunk_blocks(step: Step, tokens: int) -> QueryBlocks:
+    """Blocks of CHUNK_BLOCK queries for each row that computes more than one token."""
+    counts = step.starts[1:] - step.starts[:-1]
+    of_row = jnp.where(counts > 1, -(-counts // CHUNK_BLOCK), 0)
+    ends = jnp.cumsum(of_row)
+    # Rows of 2 tokens or more fill at most tokens / 2 rows, and each row adds at most one partial block.
+    most = -(-tokens // CHUNK_BLOCK) + min(counts.shape[0], tokens // 2)
+    most += -most % BLOCKS_AT_ONCE
+    index = jnp.arange(most, dtype=jnp.int32)
+    row = jnp.minimum(jnp.searchsorted(ends, index, side="right").astype(jnp.int32), counts.shape[0] - 1)
+    first = step.starts[row] + (index - (ends[row] - of_row[row])) * CHUNK_BLOCK
+    token = first[:, None] + jnp.arange(CHUNK_BLOCK, dtype=jnp.int32)
+    real = (index < ends[-1])[:, None] & (token < step.starts[row + 1][:, None])
+    return QueryBlocks(row, jnp.where(real, token, tokens), ends[-1])
+
+
+def _attend_blocks(
+    out: Array,
+    q: Array,
+    cache: KVCache,
+    layer: Array | int,
+    step: Step,
+    blocks: QueryBlocks,
+    group: int,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> Array:
+    """Attend with `group` blocks at a time and scatter the results into `out` [t, n, h]."""
+    tokens, heads, size = q.shape
+    kv_heads, page_size = cache.k.shape[3], cache.page_size
+    pages_at_once = max(1, CONTEXT_BLOCK // page_size)
+    context = pages_at_once * page_size
+    pages = jnp.pad(step.pages, ((0, 0), (0, -step.pages.shape[1] % pages_at_once)))
+
+    def one_group(i: Array, out: Array) -> Array:
+        rows = lax.dynamic_slice_in_dim(blocks.rows, i * group, group)
+        token = lax.dynamic_slice_in_dim(blocks.tokens, i * group, group)
+        real = token < tokens
+        at = jnp.minimum(token, tokens - 1)
+        position = jnp.where(real, step.positions[at], -1)  # -1 sees nothing
+        query = q[at].reshape(*token.shape, kv_heads, heads // kv_heads, size).astype(jnp.float32) * scale
+        last = jnp.max(position)
+        begin = jnp.int32(0)
+        if window is not None:
+            begin = jnp.maximum(jnp.min(jnp.where(real, position, last)) - window + 1, 0) // context
+
+        def one_context(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            best, total, acc = carry
+            page = lax.dynamic_slice_in_dim(pages[rows], j * pages_at_once, pages_at_once, axis=1)
+            keys, values = (
+                cached[layer, page].reshape(group, context, kv_heads, size).astype(jnp.float32)
+                for cached in (cache.k, cache.v)
+            )
+            scores = jnp.einsum("jrkgh,jckh->jkgrc", query, keys, precision=lax.Precision.HIGHEST)
+            if soft_cap is not None:
+                scores = soft_cap * jnp.tanh(scores / soft_cap)
+            key_position = j * context + jnp.arange(context, dtype=jnp.int32)
+            seen = key_position <= position[..., None]
+            if window is not None:
+                seen &= key_position > position[..., None] - window
+            seen = seen[:, None, None]
+            scores = jnp.where(seen, scores, MASKED)
+            new_best = jnp.maximum(best, jnp.max(scores, axis=-1))
+            keep = jnp.exp(best - new_best)
+            weights = jnp.where(seen, jnp.exp(scores - new_best[..., None]), 0.0)
+            total = total * keep + jnp.sum(weights, axis=-1)
+            # Pages that this row does not own may hold anything, NaN too: 0 * NaN must not reach the sum.
+            values = jnp.where((key_position < step.lengths[rows][:, None])[..., None, None], values, 0.0)
+            mixed = jnp.einsum("jkgrc,jckh->jkgrh", weights, values, precision=lax.Precision.HIGHEST)
+            return new_best, total, acc * keep[..., None] + mixed
+
+        shape = (group, kv_heads, heads // kv_heads, token.shape[1])
+        start = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, size)))
+        _, total, acc = lax.fori_loop(begin, last // context + 1, one_context, start)
+        result = acc / jnp.maximum(total, 1e-30)[..., None]
+        result = jnp.moveaxis(result, 3, 1).reshape(*token.shape, heads, size)
+        return out.at[token].set(result, mode="drop")
+
+    groups = -(-blocks.count // group)
+    return lax.fori_loop(0, groups, one_group, out)
