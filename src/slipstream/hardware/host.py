@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +68,8 @@ def read_host(root: Path = Path("/"), affinity: Collection[int] | None = None) -
 
 
 def _mask_size() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    mask = getattr(os, "sched_getaffinity", None)  # Linux alone has masks.
+    return len(mask(0)) if mask else os.cpu_count() or 1
 
 
 def _text(path: Path) -> str:
