@@ -1,0 +1,154 @@
+"""config.json, read by consuming it: a key that no code asked for is an error, never dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from slipstream.errors import CheckpointError, UnknownConfigKeys, UnsupportedModel
+
+T = TypeVar("T", int, float, bool, str)
+
+
+@dataclass(frozen=True)
+class _Required:
+    """The type of REQUIRED."""
+
+
+REQUIRED: Final = _Required()
+
+INERT: Final = frozenset(
+    {
+        # What the file is and who wrote it.
+        "_name_or_path",
+        "architectures",
+        "dtype",
+        "model_type",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
+        # Read by generation and by the tokenizer, not by the model.
+        "bos_token_id",
+        "cache_implementation",
+        "eos_token_id",
+        "pad_token_id",
+        "unk_token_id",
+        "use_cache",
+        # Training only.
+        "attention_dropout",
+        "gradient_checkpointing",
+        "initializer_range",
+        # Written by PretrainedConfig for every model; they shape what a Python call returns.
+        "chunk_size_feed_forward",
+        "id2label",
+        "is_encoder_decoder",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "problem_type",
+        "return_dict",
+    }
+)
+"""Keys that cannot change a forward pass, in any family."""
+
+
+class Keys:
+    """The keys of one config.json, or of one mapping inside it, as they are consumed.
+
+    `path` prefixes names in messages ("rope_scaling."). Every getter consumes its key. A JSON null counts as absent,
+    except for `nullable`.
+    """
+
+    def __init__(self, config: Mapping[str, Any], family: str, path: str = "") -> None:
+        self._left = dict(config)
+        self._sections: list[Keys] = []
+        self._family = family
+        self._path = path
+
+    def take(self, name: str, kind: type[T], default: T | _Required = REQUIRED) -> T:
+        """The value of a key, `default` where it is absent or null. Raises CheckpointError if required or mistyped."""
+        value = self._left.pop(name, None)
+        if value is not None:
+            return self._typed(name, value, kind)
+        if isinstance(default, _Required):
+            raise CheckpointError(f"config.json has no {self._path}{name}, which {self._family} models need")
+        return default
+
+    def optional(self, name: str, kind: type[T]) -> T | None:
+        """The value of a key, None where it is absent or null."""
+        return self.nullable(name, kind, None)
+
+    def nullable(self, name: str, kind: type[T], absent: T | None) -> T | None:
+        """The value of a key for which null and absence differ: None for null, `absent` where there is no such key."""
+        value = self._left.pop(name, absent)
+        return None if value is None else self._typed(name, value, kind)
+
+    def size(self, name: str, default: int | _Required = REQUIRED) -> int:
+        """A count: an int of at least 1."""
+        value = self.take(name, int, default)
+        if value < 1:
+            raise CheckpointError(f"config.json: {self._path}{name} must be at least 1, got {value}")
+        return value
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A required list of numbers."""
+        value = self._left.pop(name, None)
+        if not isinstance(value, list | tuple):
+            raise CheckpointError(f"config.json: {self._path}{name} must be a list of numbers, got {value!r}")
+        return tuple(self._typed(f"{name}[{i}]", item, float) for i, item in enumerate(value))
+
+    def strings(self, name: str) -> tuple[str, ...] | None:
+        """A list of strings, None where it is absent or null."""
+        value = self._left.pop(name, None)
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple):
+            raise CheckpointError(f"config.json: {self._path}{name} must be a list of strings, got {value!r}")
+        return tuple(self._typed(f"{name}[{i}]", item, str) for i, item in enumerate(value))
+
+    def expect(self, name: str, only: T) -> None:
+        """Consume a key that this code computes for one value alone. Raises UnsupportedModel for another."""
+        value = self._left.pop(name, None)
+        if value is not None and value != only:
+            raise UnsupportedModel(
+                f"config.json sets {self._path}{name} to {value!r}; Slipstream's {self._family} computes {only!r} only"
+            )
+
+    def section(self, name: str) -> Keys | None:
+        """The mapping under a key, to be consumed in turn (`finish` checks it too); None where absent or null."""
+        value = self._left.pop(name, None)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise CheckpointError(f"config.json: {self._path}{name} must be an object, got {value!r}")
+        section = Keys(value, self._family, f"{self._path}{name}.")
+        self._sections.append(section)
+        return section
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Consume keys that are known to change nothing."""
+        for name in names:
+            self._left.pop(name, None)
+
+    def left(self) -> list[str]:
+        """Full names of the keys that nobody consumed. A key set to null says nothing, and is not counted."""
+        own = [self._path + name for name, value in self._left.items() if value is not None]
+        return own + [name for section in self._sections for name in section.left()]
+
+    def finish(self, inert: Iterable[str] = ()) -> None:
+        """End of reading. Raises UnknownConfigKeys naming what is left, besides INERT and the family's own `inert`."""
+        self.ignore((*INERT, *inert))
+        if left := self.left():
+            raise UnknownConfigKeys(f"{', '.join(sorted(left))} ({self._family})")
+
+    def _typed(self, name: str, value: Any, kind: type[T]) -> T:
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return kind(value)
+        if kind is int and isinstance(value, float) and value.is_integer():
+            return kind(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise CheckpointError(f"config.json: {self._path}{name} must be {kind.__name__}, got {value!r}")
+        return value

@@ -1,0 +1,49 @@
+"""The mathematics that families share: embedding, norm, rotation, gated feed-forward, soft cap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from slipstream.kernels.matmul import dot
+
+Leaf = Any
+"""A weight: a `Param` in a plan, an array (or a quantized leaf) in the weights."""
+
+Angles = tuple[Array, Array]
+"""Cosine and sine of a step's positions, float32 [t, h/2] each."""
+
+
+def embed(tokens: Array, table: Leaf) -> Array:
+    """Rows of `table` [v, d] for `tokens` i32[t]: [t, d]."""
+    rows: Array = table[tokens]
+    return rows
+
+
+def rms_norm(x: Array, weight: Leaf, eps: float, *, offset: float = 0.0) -> Array:
+    """RMS norm over the last axis, in float32; `offset` is added to the weight in float32 (Gemma stores w - 1)."""
+    wide = x.astype(jnp.float32)
+    scaled = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    weighted: Array = scaled * (weight.astype(jnp.float32) + offset)
+    return weighted.astype(x.dtype)
+
+
+def rotate(x: Array, angles: Angles) -> Array:
+    """Rotate the pairs (i, i + h/2) of `x` [t, n, h] by the angles of its positions, in float32."""
+    cos, sin = (a[:, None, :] for a in angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x.dtype)
+
+
+def linear(eq: str, x: Array, weight: Leaf, bias: Leaf | None = None) -> Array:
+    """A product and, where there is one, its bias."""
+    y = dot(eq, x, weight)
+    return y if bias is None else y + bias
+
+
+def soft_cap(x: Array, cap: float | None) -> Array:
+    """cap * tanh(x / cap), or `x` where there is no cap."""
+    return x if cap is None else jnp.tanh(x / cap) * cap

@@ -1,0 +1,212 @@
+"""Rotary positions: the frequencies of every scaling that config.json can name, and the angles of a step.
+
+The scalings follow transformers' `modeling_rope_utils` in meaning. Frequencies are computed here in float64 on the host
+and rounded once to float32; the angles of a step are float32 on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from slipstream.errors import CheckpointError, UnsupportedModel
+from slipstream.models.keys import Keys
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Dynamic NTK: past `limit` tokens the base grows with the length.
+
+    transformers recomputes the base from the longest position of a call, and keeps keys that were rotated earlier. In a
+    paged engine that would make a token's keys depend on how its prompt was cut into chunks, on its neighbours in the
+    batch, and on whose prompt filled a shared prefix page. Here the base of a token depends on its own position alone:
+    the length that counts is position + 1. That gives the very numbers of transformers for a prompt of up to `limit`
+    tokens and everything decoded after it, one token at a time, past the limit too. It differs where transformers is
+    given a prompt that is itself longer than `limit`: there it rotates all of it with the base of the whole prompt.
+    """
+
+    factor: float
+    limit: int
+
+
+@dataclass(frozen=True)
+class Rope:
+    """One rotary table.
+
+    `frequencies`: radians a position for each of the h/2 pairs (element i is paired with element i + h/2).
+    `magnitude`: factor on sine and cosine (yarn, longrope). `growth`: dynamic NTK, else None.
+    """
+
+    frequencies: tuple[float, ...]
+    magnitude: float = 1.0
+    growth: Growth | None = None
+
+    def angles(self, positions: Array) -> tuple[Array, Array]:
+        """Cosine and sine, each float32 [t, h/2], at `positions` i32[t]."""
+        frequencies = jnp.asarray(self.frequencies, jnp.float32)
+        at = positions.astype(jnp.float32)[:, None]
+        if self.growth is not None:
+            length = jnp.maximum(at + 1, self.growth.limit)
+            stretch = self.growth.factor * length / self.growth.limit - (self.growth.factor - 1)
+            # The base is multiplied by stretch ** (h / (h - 2)); frequency i is base ** (-2i / h).
+            pairs = len(self.frequencies)
+            frequencies = frequencies * stretch ** (-jnp.arange(pairs, dtype=jnp.float32) / (pairs - 1))
+        angles = at * frequencies
+        return jnp.cos(angles) * self.magnitude, jnp.sin(angles) * self.magnitude
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What every scaling starts from: base, head size, the config's length, and the pretraining length if stated."""
+
+    base: float
+    head_dim: int
+    max_position: int
+    original: int | None
+
+    @property
+    def plain(self) -> np.ndarray:
+        """Frequencies without scaling, float64 [h/2]."""
+        return self.base ** -(np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
+
+    def pretrained(self, keys: Keys) -> int:
+        """The pretraining length: config.json's own key first, then the scaling's, then max_position_embeddings."""
+        stated = keys.optional("original_max_position_embeddings", int)
+        return self.original or stated or self.max_position
+
+
+def _default(keys: Keys, given: _Given) -> Rope:
+    # Written by some converters next to rope_type "default", where they change nothing.
+    keys.expect("factor", 1.0)
+    return _rope(given.plain)
+
+
+def _linear(keys: Keys, given: _Given) -> Rope:
+    """Position interpolation (Chen et al., 2023)."""
+    return _rope(given.plain / keys.take("factor", float))
+
+
+def _dynamic(keys: Keys, given: _Given) -> Rope:
+    """NTK-aware scaling that starts past max_position_embeddings; see Growth."""
+    keys.ignore(("original_max_position_embeddings",))  # Stated by some files; transformers does not read it either.
+    return _rope(given.plain, growth=Growth(keys.take("factor", float), given.max_position))
+
+
+def _yarn(keys: Keys, given: _Given) -> Rope:
+    """YaRN (Peng et al., 2023): long wavelengths interpolated, short ones kept, a ramp between, hotter attention."""
+    original = given.pretrained(keys)
+    factor = keys.optional("factor", float)
+    if factor is None:
+        factor = given.max_position / original
+    magnitude = keys.optional("attention_factor", float)
+    mscale, mscale_all_dim = keys.optional("mscale", float), keys.optional("mscale_all_dim", float)
+    if magnitude is None:
+        magnitude = _heat(factor, 1.0)
+        if mscale and mscale_all_dim:
+            magnitude = _heat(factor, mscale) / _heat(factor, mscale_all_dim)
+    fast, slow = keys.optional("beta_fast", float) or 32.0, keys.optional("beta_slow", float) or 1.0
+    truncate = keys.take("truncate", bool, True)
+    keys.ignore(("finetuned",))
+
+    def pair_turning(turns: float) -> float:
+        """The (fractional) pair that makes this many turns over the pretraining length."""
+        return given.head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(given.base))
+
+    low, high = pair_turning(fast), pair_turning(slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, given.head_dim - 1)
+    if low == high:
+        high += 0.001
+    ramp = np.clip((np.arange(given.head_dim // 2) - low) / (high - low), 0, 1)
+    return _rope(given.plain * (1 - ramp) + given.plain / factor * ramp, magnitude)
+
+
+def _llama3(keys: Keys, given: _Given) -> Rope:
+    """Llama 3.1: wavelengths over the pretraining length / low_freq_factor are interpolated, a blend up to high."""
+    original = given.pretrained(keys)
+    factor = keys.take("factor", float)
+    low, high = keys.take("low_freq_factor", float), keys.take("high_freq_factor", float)
+    if low >= high:
+        raise CheckpointError(f"config.json: low_freq_factor ({low}) must be below high_freq_factor ({high})")
+    turns = original * given.plain / (2 * math.pi)
+    keep = np.clip((turns - low) / (high - low), 0, 1)
+    return _rope(given.plain * (keep + (1 - keep) / factor))
+
+
+def _longrope(keys: Keys, given: _Given) -> Rope:
+    """LongRoPE (Ding et al., 2024): a searched factor a pair, one set for short contexts and one for long ones.
+
+    transformers takes the set by the length of each call. Keys of one context must be rotated by one set, and a shared
+    page has no request of its own, so an engine has one set: the long one where its longest context
+    (`Config.max_position`) is over the pretraining length, else the short one.
+    """
+    original = given.pretrained(keys)
+    factor = keys.optional("factor", float)
+    if factor is None:
+        factor = given.max_position / original
+    magnitude = keys.optional("attention_factor", float)
+    if magnitude is None:
+        magnitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    sets = {name: keys.numbers(name) for name in ("short_factor", "long_factor")}
+    chosen = "long_factor" if given.max_position > original else "short_factor"
+    return _rope(given.plain / _each(sets[chosen], given, chosen), magnitude)
+
+
+def _factors(keys: Keys, given: _Given) -> Rope:
+    """A divisor for every pair, as GGUF's rope_freqs.weight gives them (llama.cpp's form of llama3 scaling)."""
+    return _rope(given.plain / _each(keys.numbers("factors"), given, "factors"))
+
+
+SCALINGS: Final[dict[str, Callable[[Keys, _Given], Rope]]] = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "yarn": _yarn,
+    "llama3": _llama3,
+    "longrope": _longrope,
+    "factors": _factors,
+}
+"""rope_type -> its reader. "factors" is Slipstream's own name, given by GGUF checkpoints."""
+
+
+def read_rope(keys: Keys | None, *, base: float, head_dim: int, max_position: int, original: int | None = None) -> Rope:
+    """The table that one `rope_scaling` or `rope_parameters` mapping describes; None means no scaling.
+
+    `base` is used where the mapping has no rope_theta, `original` is config.json's own
+    original_max_position_embeddings. Raises UnsupportedModel for a type that SCALINGS lacks.
+    """
+    if head_dim % 2:
+        raise CheckpointError(f"config.json: rotary positions need an even head_dim, got {head_dim}")
+    if keys is None:
+        return _rope(_Given(base, head_dim, max_position, original).plain)
+    kinds = (keys.optional("rope_type", str), keys.optional("type", str))
+    kind = kinds[0] or kinds[1] or "default"
+    if kind not in SCALINGS:
+        raise UnsupportedModel(f"rope type {kind!r} is not supported; there are: {', '.join(SCALINGS)}")
+    keys.expect("partial_rotary_factor", 1.0)
+    theta = keys.take("rope_theta", float, base)
+    return SCALINGS[kind](keys, _Given(theta, head_dim, max_position, original))
+
+
+def _rope(frequencies: np.ndarray, magnitude: float = 1.0, growth: Growth | None = None) -> Rope:
+    return Rope(tuple(float(f) for f in frequencies.astype(np.float32)), magnitude, growth)
+
+
+def _each(factors: tuple[float, ...], given: _Given, name: str) -> np.ndarray:
+    if len(factors) != given.head_dim // 2 or min(factors) <= 0:
+        raise CheckpointError(
+            f"config.json: {name} must have head_dim / 2 = {given.head_dim // 2} positive numbers, got {len(factors)}"
+        )
+    return np.asarray(factors, np.float64)
+
+
+def _heat(factor: float, mscale: float) -> float:
+    """YaRN's factor on sine and cosine, the square root of its attention temperature."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
