@@ -54,7 +54,7 @@ def attend(
     tokens, rows = q.shape[0], step.lengths.shape[0]
     out = jnp.zeros((tokens, *q.shape[1:]), jnp.float32)
     passes = [(decode_blocks(step, tokens), rows)]
-    if tokens > rows:  # a shape of as many tokens as rows is for decoding alone
+    if not step.decode_only:
         passes.append((chunk_blocks(step, tokens), BLOCKS_AT_ONCE))
     for blocks, group in passes:
         out = _attend_blocks(out, q, cache, layer, step, blocks, group, scale, window, soft_cap)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ class Step:
     `starts` i32[s+1]: first packed token of each row; `starts[-1]` is the number of real tokens, what follows is
     padding. `lengths` i32[s]: tokens in the cache after this step (0: an empty row). `pages` i32[s, p]: page tables.
     `rows` i32[t]: the row of each token, s for padding. `positions` i32[t]: its position in its sequence, 0 for padding.
+    `decode_only`: a promise that no row has more than one token, so that kernels leave out what chunks need.
     """
 
     starts: Array
@@ -44,9 +45,10 @@ class Step:
     pages: Array
     rows: Array
     positions: Array
+    decode_only: bool = field(default=False, metadata={"static": True})
 
     @classmethod
-    def of(cls, starts: Array, lengths: Array, pages: Array, tokens: int) -> Step:
+    def of(cls, starts: Array, lengths: Array, pages: Array, tokens: int, *, decode_only: bool = False) -> Step:
         """Derive rows and positions of `tokens` packed tokens from the ragged description."""
         index = jnp.arange(tokens, dtype=jnp.int32)
         rows = jnp.searchsorted(starts, index, side="right").astype(jnp.int32) - 1
@@ -55,7 +57,12 @@ class Step:
         count = starts[row + 1] - starts[row]
         positions = lengths[row] - count + index - starts[row]
         return cls(
-            starts, lengths, pages, jnp.where(real, row, lengths.shape[0]), jnp.where(real, positions, 0).astype(jnp.int32)
+            starts,
+            lengths,
+            pages,
+            rows=jnp.where(real, row, lengths.shape[0]),
+            positions=jnp.where(real, positions, 0).astype(jnp.int32),
+            decode_only=decode_only,
         )
 
     @classmethod

@@ -1,0 +1,53 @@
+"""Counts compilations and keeps their results on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+
+_BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
+
+
+class CompileCounter:
+    """Compilations of this process. After `mark_ready` each one is a fault: some shape was not warmed up."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.after_ready = 0
+        self._ready = False
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    def mark_ready(self) -> None:
+        """From now on compilations count as late."""
+        self._ready = True
+
+    def close(self) -> None:
+        """Stop counting."""
+        jax.monitoring.unregister_event_duration_listener(self._on_event)
+
+    def _on_event(self, event: str, duration: float, **_: object) -> None:
+        if event == _BACKEND_COMPILE:
+            self.total += 1
+            self.after_ready += self._ready
+
+
+def use_compile_cache(folder: str | None) -> None:
+    """Keep compiled steps in `folder`; None: under the user's cache folder; an empty string: do not keep them."""
+    if folder == "":
+        return
+    path = Path(folder) if folder else cache_home() / "compiled"
+    path.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    # The thresholds spare disks from thousands of tiny entries; a server compiles a dozen steps, all worth keeping.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def cache_home() -> Path:
+    """Slipstream's cache folder: SLIPSTREAM_CACHE, or slipstream under XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("SLIPSTREAM_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slipstream"

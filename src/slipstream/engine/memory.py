@@ -1,0 +1,79 @@
+"""How many KV pages fit: from the compiled step's own memory analysis, not from a guess."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from slipstream.errors import OutOfMemory
+from slipstream.hardware.host import read_host
+
+# On a CPU the cache shares the machine with everything else; this much serves 32 conversations of SmolLM2.
+CPU_KV_LIMIT = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """What decides the size of a page: `bytes_per_page` covers keys and values of all layers."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    page_size: int
+    dtype: np.dtype
+
+    @property
+    def bytes_per_page(self) -> int:
+        """Bytes of one page over all layers, keys and values."""
+        return 2 * self.layers * self.page_size * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes on one device: `limit` may be used in all, `weights` and `temporaries` are spoken for."""
+
+    limit: int
+    weights: int
+    temporaries: int
+
+    @property
+    def free(self) -> int:
+        """What is left for the KV cache."""
+        return self.limit - self.weights - self.temporaries
+
+
+def device_limit(device: jax.Device, fraction: float) -> int:
+    """Bytes that the engine may use on a device: `fraction` of its memory, on a CPU of what is available to the process."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    total = stats["bytes_limit"] if stats else read_host().memory_available
+    return int(total * fraction)
+
+
+def pages_for(kv: KVShape, budget: Budget, *, wanted_pages: int, kv_bytes: int | None, on_cpu: bool) -> int:
+    """Pages to allocate: at most `wanted_pages` (all slots at full length), within `kv_bytes` or what the budget leaves.
+
+    Raises OutOfMemory where not even one page fits, or `kv_bytes` is more than is free.
+    """
+    if kv_bytes is not None:
+        if kv_bytes > budget.free:
+            raise OutOfMemory(
+                f"KV cache of {gib(kv_bytes)} asked for, {gib(budget.free)} free beside {gib(budget.weights)} of weights and "
+                f"{gib(budget.temporaries)} of temporaries: lower --kv-bytes or raise --memory-fraction"
+            )
+        allowed = kv_bytes
+    else:
+        allowed = min(budget.free, CPU_KV_LIMIT) if on_cpu else budget.free
+    pages = min(wanted_pages, allowed // kv.bytes_per_page)
+    if pages < 1:
+        raise OutOfMemory(
+            f"a KV page takes {gib(kv.bytes_per_page)}, {gib(max(allowed, 0))} are free beside {gib(budget.weights)} of weights "
+            f"and {gib(budget.temporaries)} of temporaries: raise --memory-fraction or --kv-bytes, or choose a smaller model"
+        )
+    return pages
+
+
+def gib(size: int) -> str:
+    """A size for people: 1.50 GiB, 12.3 MiB."""
+    return f"{size / 2**30:.2f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.1f} MiB"

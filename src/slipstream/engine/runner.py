@@ -1,0 +1,240 @@
+"""Runs step plans on a device. `Runner` is what the loop needs; `JaxRunner` is the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slipstream.api.engine import TokenLogprobs
+from slipstream.api.sampling import TokenSampling
+from slipstream.engine import request
+from slipstream.engine.memory import Budget, KVShape, pages_for
+from slipstream.engine.request import StepPlan
+from slipstream.engine.sampler import Logprobs
+from slipstream.engine.shapes import Shape, ShapePolicy
+from slipstream.engine.slots import Slots, slot_row
+from slipstream.engine.step import Batch, Sampled, State, admit, make_step
+from slipstream.kernels.ragged import KVCache
+from slipstream.models.registry import Family
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row's outcome: `token` if it sampled, with log probabilities if asked for; those of prompt positions likewise."""
+
+    token: int | None
+    logprobs: TokenLogprobs | None
+    prompt_logprobs: list[TokenLogprobs]
+
+
+class Runner(Protocol):
+    """Executes plans in order. `dispatch` returns at once, `collect` waits for the results of one dispatch."""
+
+    def dispatch(self, plan: StepPlan) -> Any:
+        """Start a step; returns its handle."""
+
+    def collect(self, handle: Any) -> list[RowResult]:
+        """The results of a step, a row each in the plan's order."""
+
+
+@dataclass(frozen=True)
+class Dispatched:
+    """A step in flight."""
+
+    plan: StepPlan
+    sampled: Sampled
+
+
+class JaxRunner:
+    """One model on one device. Every shape is compiled by `compile` before the first request; none is after."""
+
+    def __init__(
+        self, family: Family, config: Any, weights: Any, kv: KVShape, shapes: ShapePolicy, max_seqs: int, device: jax.Device
+    ) -> None:
+        self.family = family
+        self.config = config
+        self.weights = weights
+        self.kv = kv
+        self.shapes = shapes
+        self.max_seqs = max_seqs
+        self.device = device
+        self._steps: dict[Shape, Any] = {}
+        self._admit: Any = None
+        self._state: State | None = None
+        self._slot_owner: dict[int, tuple[request.Sequence, int]] = {}
+        self._max_len = 0
+        self._pages_per_row = 0
+
+    def compile(
+        self,
+        *,
+        limit: int,
+        wanted_pages: int,
+        kv_bytes: int | None,
+        max_model_len: int,
+        progress: Callable[[str, int, int], None],
+    ) -> Budget:
+        """Compile all shapes and allocate the cache; returns the memory budget that sized it.
+
+        `limit`: bytes that may be used on the device. `wanted_pages`: what all slots at `max_model_len` would take. The
+        largest shape is compiled first: its temporaries decide how many pages fit.
+        """
+        shapes = self.shapes.all()
+        weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights))
+        self._max_len = max_model_len
+        self._pages_per_row = -(-max_model_len // self.kv.page_size)
+        on_cpu = self.device.platform == "cpu"
+
+        def size(temporaries: int) -> tuple[Budget, int]:
+            budget = Budget(limit, weight_bytes, temporaries)
+            return budget, pages_for(self.kv, budget, wanted_pages=wanted_pages, kv_bytes=kv_bytes, on_cpu=on_cpu)
+
+        progress("compile", 0, len(shapes) + 1)
+        budget, pages = size(0)
+        while True:
+            largest = self._compile_step(shapes[0], pages)
+            budget, fitting = size(int(largest.memory_analysis().temp_size_in_bytes))
+            if fitting >= pages:
+                break
+            pages = fitting
+        self._steps[shapes[0]] = largest
+        for done, shape in enumerate(shapes[1:], 1):
+            progress("compile", done, len(shapes) + 1)
+            self._steps[shape] = self._compile_step(shape, pages)
+        progress("compile", len(shapes), len(shapes) + 1)
+        row = slot_row([], 0, TokenSampling(), max_model_len)
+        self._admit = (
+            jax.jit(admit, donate_argnums=0).lower(self._abstract_state(pages), np.int32(0), row).compile()
+        )
+        self._state = jax.jit(lambda: self._empty_state(pages))()
+        progress("compile", len(shapes) + 1, len(shapes) + 1)
+        self.num_pages = pages
+        return budget
+
+    def warm_up(self) -> None:
+        """Run every shape once on empty rows, so that the first request finds code and buffers in place."""
+        for shape in self._steps:
+            sampled = self._run(shape, _Rows.empty(shape, self._pages_per_row, self.max_seqs))
+            jax.block_until_ready(sampled)
+
+    def dispatch(self, plan: StepPlan) -> Dispatched:
+        """Start a step. Slots that changed hands are filled first."""
+        for row in plan.rows:
+            owner = (row.sequence, row.epoch)
+            if self._slot_owner.get(row.slot) != owner:
+                self._slot_owner[row.slot] = owner
+                self._fill_slot(row.slot, row.sequence)
+        decode_only = all(row.count == 1 and not _reads_prompt(row) for row in plan.rows)
+        shape = self.shapes.shape_for(plan.num_tokens, len(plan.rows), decode_only)
+        rows = _Rows.empty(shape, self._pages_per_row, self.max_seqs)
+        rows.fill(plan)
+        return Dispatched(plan, self._run(shape, rows))
+
+    def collect(self, handle: Dispatched) -> list[RowResult]:
+        """Wait for a step and read its results; log probabilities only where a row asked for them."""
+        plan, sampled = handle.plan, handle.sampled
+        tokens = np.asarray(sampled.tokens)
+        wants = [row.sequence.request.sampling for row in plan.rows]
+        logprobs = jax.device_get(sampled.logprobs) if any(w.logprobs is not None for w in wants) else None
+        prompt = None
+        if sampled.prompt is not None and any(w.prompt_logprobs is not None for w in wants):
+            prompt = jax.device_get(sampled.prompt)
+        results, first = [], 0
+        for i, (row, want) in enumerate(zip(plan.rows, wants, strict=True)):
+            token = int(tokens[i]) if row.samples else None
+            own = None
+            if token is not None and logprobs is not None and want.logprobs is not None:
+                own = _entry(logprobs, i, token, want.logprobs)
+            before: list[TokenLogprobs] = []
+            if prompt is not None and want.prompt_logprobs is not None:
+                following = enumerate(_following(row), first)
+                before = [_entry(prompt, at, row.sequence.tokens[i], want.prompt_logprobs) for at, i in following]
+            results.append(RowResult(token, own, before))
+            first += row.count
+        return results
+
+    def _run(self, shape: Shape, rows: _Rows) -> Sampled:
+        assert self._state is not None, "compile() comes first"
+        batch = Batch(rows.starts, rows.lengths, rows.pages, rows.slots, rows.samples)  # type: ignore[arg-type]
+        self._state, sampled = self._steps[shape](self.weights, self._state, batch)
+        return sampled
+
+    def _fill_slot(self, slot: int, sequence: request.Sequence) -> None:
+        row = slot_row(sequence.tokens, sequence.prompt_len, sequence.request.sampling, self._max_len)
+        self._state = self._admit(self._state, np.int32(slot), row)
+
+    def _empty_state(self, pages: int) -> State:
+        kv = self.kv
+        cache = KVCache.zeros(kv.layers, pages, kv.page_size, kv.kv_heads, kv.head_dim, jnp.dtype(kv.dtype))
+        return State(cache, Slots.empty(self.max_seqs + 1, self._max_len))  # the last slot is that of empty rows
+
+    def _abstract_state(self, pages: int) -> Any:
+        return jax.eval_shape(lambda: self._empty_state(pages))
+
+    def _compile_step(self, shape: Shape, pages: int) -> Any:
+        def abstract(values: np.ndarray) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(values.shape, values.dtype)
+
+        rows = _Rows.empty(shape, self._pages_per_row, self.max_seqs)
+        batch = Batch(*(abstract(getattr(rows, name)) for name in ("starts", "lengths", "pages", "slots", "samples")))  # type: ignore[arg-type]
+        step = jax.jit(make_step(self.family, self.config, shape), donate_argnums=1)
+        return step.lower(self.weights, self._abstract_state(pages), batch).compile()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The host's arrays of a step, see `Batch`."""
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    pages: np.ndarray
+    slots: np.ndarray
+    samples: np.ndarray
+
+    @classmethod
+    def empty(cls, shape: Shape, pages_per_row: int, blank_slot: int) -> _Rows:
+        """Rows that compute nothing."""
+        return cls(
+            np.zeros(shape.rows + 1, np.int32),
+            np.zeros(shape.rows, np.int32),
+            np.zeros((shape.rows, pages_per_row), np.int32),
+            np.full(shape.rows, blank_slot, np.int32),
+            np.zeros(shape.rows, np.bool_),
+        )
+
+    def fill(self, plan: StepPlan) -> None:
+        """Write a plan's rows from the first on."""
+        first = 0
+        for i, row in enumerate(plan.rows):
+            first += row.count
+            self.starts[i + 1] = first
+            self.lengths[i] = row.start + row.count
+            self.pages[i, : len(row.pages)] = row.pages
+            self.slots[i] = row.slot
+            self.samples[i] = row.samples
+        self.starts[len(plan.rows) + 1 :] = first
+
+
+def _following(row: request.RowPlan) -> range:
+    """Positions of the prompt tokens that the row's hidden states predict."""
+    return range(row.start + 1, min(row.start + row.count + 1, row.sequence.prompt_len))
+
+
+def _reads_prompt(row: request.RowPlan) -> bool:
+    """Whether the row needs a shape that computes log probabilities of the prompt."""
+    return row.sequence.request.sampling.prompt_logprobs is not None and bool(_following(row))
+
+
+def _entry(logprobs: Logprobs, i: int, token: int, top: int) -> TokenLogprobs:
+    return TokenLogprobs(
+        token,
+        float(logprobs.chosen[i]),
+        int(logprobs.rank[i]),
+        np.asarray(logprobs.top_ids[i, :top]).tolist(),
+        np.asarray(logprobs.top[i, :top]).tolist(),
+    )

@@ -1,0 +1,209 @@
+"""From logits to a token, for every row of a step at once, on the device.
+
+Each stage runs only if some row asks for it (`lax.cond`), so plain greedy decoding pays for an argmax. Stages follow
+vLLM's order: bias and bans, penalties, temperature, then top_k, top_p, min_p, typical_p, each on what the one before
+left. The random number of a token depends on its seed and position alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from slipstream.api.sampling import MAX_LOGPROBS
+from slipstream.engine.slots import NO_TOKEN, Slots
+
+BANNED = -1e30  # finite, so that a row in which everything is banned still has a maximum
+SEARCH_BLOCK = 128  # columns of one block of the two-level search in `draw`
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Logprobs:
+    """For each of r positions: the chosen token's log probability [r], its rank from 1 [r], the best ids and theirs [r, m]."""
+
+    chosen: Array
+    rank: Array
+    top_ids: Array
+    top: Array
+
+
+def sample(logits: Array, rows: Slots, lengths: Array) -> Array:
+    """Draw a token i32[s] for each row of logits f32[s, v]; `lengths` i32[s] is the position that it will have."""
+    logits = _when(rows.bias_ids[:, 0] != NO_TOKEN, lambda x: add_bias(x, rows), logits)
+    logits = _when(rows.bad_words[:, 0, -1] != NO_TOKEN, lambda x: ban_words(x, rows, lengths), logits)
+    logits = _when(lengths < rows.min_len, lambda x: ban_stops(x, rows, lengths), logits)
+    penalised = (rows.repetition_penalty != 1) | (rows.frequency_penalty != 0) | (rows.presence_penalty != 0)
+    logits = _when(penalised, lambda x: penalise(x, rows, lengths), logits)
+    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    random = rows.temperature > 0
+    return lax.cond(
+        jnp.any(random),
+        lambda: jnp.where(random, draw(truncate(_heated(logits, rows), rows), rows.seed, lengths), greedy),
+        lambda: greedy,
+    )
+
+
+def add_bias(logits: Array, rows: Slots) -> Array:
+    """Add each row's logit_bias."""
+    row = jnp.arange(logits.shape[0])[:, None]
+    return logits.at[row, _or_outside(rows.bias_ids, logits)].add(rows.bias, mode="drop")
+
+
+def ban_stops(logits: Array, rows: Slots, lengths: Array) -> Array:
+    """Ban stop tokens in rows that are still below min_tokens."""
+    ids = jnp.where((lengths < rows.min_len)[:, None], rows.stop_ids, NO_TOKEN)
+    return logits.at[jnp.arange(logits.shape[0])[:, None], _or_outside(ids, logits)].set(BANNED, mode="drop")
+
+
+def ban_words(logits: Array, rows: Slots, lengths: Array) -> Array:
+    """Ban the last token of each bad word whose earlier tokens end the output so far."""
+    before = rows.bad_words.shape[-1] - 1
+    position = lengths[:, None] - before + jnp.arange(before)
+    tail = jnp.take_along_axis(rows.history, jnp.maximum(position, 0), axis=1)
+    tail = jnp.where(position >= rows.prompt_len[:, None], tail, -2)
+    start, last = rows.bad_words[..., :-1], rows.bad_words[..., -1]
+    match = jnp.all((start == NO_TOKEN) | (start == tail[:, None]), axis=-1)
+    ids = jnp.where(match, last, NO_TOKEN)
+    return logits.at[jnp.arange(logits.shape[0])[:, None], _or_outside(ids, logits)].set(BANNED, mode="drop")
+
+
+def penalise(logits: Array, rows: Slots, lengths: Array) -> Array:
+    """Repetition penalty over prompt and output (Keskar et al. 2019), frequency and presence over the output (OpenAI's)."""
+    position = jnp.arange(rows.history.shape[1])
+    written = position < lengths[:, None]
+    output = written & (position >= rows.prompt_len[:, None])
+    row = jnp.arange(logits.shape[0])[:, None]
+
+    def count(mask: Array) -> Array:
+        ids = _or_outside(jnp.where(mask, rows.history, NO_TOKEN), logits)
+        return jnp.zeros(logits.shape, jnp.float32).at[row, ids].add(1.0, mode="drop")
+
+    produced = count(output)
+    seen = (produced > 0) | (count(written & ~output) > 0)
+    factor = jnp.where(seen, rows.repetition_penalty[:, None], 1.0)
+    logits = jnp.where(logits > 0, logits / factor, logits * factor)
+    logits -= produced * rows.frequency_penalty[:, None]
+    return logits - (produced > 0) * rows.presence_penalty[:, None]
+
+
+def truncate(logits: Array, rows: Slots) -> Array:
+    """Ban all but what top_k, top_p, min_p and typical_p keep. Ties at a border stay in."""
+    vocab = logits.shape[-1]
+
+    def top_k(x: Array) -> Array:
+        wanted = jnp.where(rows.top_k > 0, rows.top_k, vocab).astype(jnp.float32)
+        return _keep_smallest(x, -x, jnp.ones_like(x), wanted)
+
+    def top_p(x: Array) -> Array:
+        p = jax.nn.softmax(x, axis=-1)
+        return _where_row(rows.top_p < 1, _keep_smallest(x, -p, p, rows.top_p), x)
+
+    def min_p(x: Array) -> Array:
+        best = jnp.max(x, axis=-1, keepdims=True)
+        return jnp.where(x - best >= jnp.log(rows.min_p)[:, None], x, BANNED)
+
+    def typical_p(x: Array) -> Array:  # Meister et al. 2022, arXiv:2202.00666
+        p = jax.nn.softmax(x, axis=-1)
+        surprise = jnp.where(p > 0, -jax.nn.log_softmax(x, axis=-1), 0.0)
+        entropy = jnp.sum(p * surprise, axis=-1, keepdims=True)
+        distance = jnp.where(p > 0, jnp.abs(surprise - entropy), jnp.inf)
+        return _where_row(rows.typical_p < 1, _keep_smallest(x, distance, p, rows.typical_p), x)
+
+    logits = _when((rows.top_k > 0) & (rows.top_k < vocab), top_k, logits)
+    logits = _when(rows.top_p < 1, top_p, logits)
+    logits = _when(rows.min_p > 0, min_p, logits)
+    return _when(rows.typical_p < 1, typical_p, logits)
+
+
+def draw(logits: Array, seed: Array, position: Array) -> Array:
+    """A token i32[s] from softmax(logits) by inverting its cumulative sum at one uniform number of (seed, position).
+
+    The sum is searched in two levels, blocks first: a cumulative sum over a whole vocabulary costs more than the model's head.
+    """
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.pad(weights, ((0, 0), (0, -weights.shape[1] % SEARCH_BLOCK)))
+    weights = weights.reshape(weights.shape[0], -1, SEARCH_BLOCK)
+    uniform = jax.vmap(uniform_at)(seed, position)
+    block_ends = jnp.cumsum(weights.sum(axis=-1), axis=-1)
+    target = uniform * block_ends[:, -1]
+    block = jnp.sum(block_ends <= target[:, None], axis=-1)
+    block = jnp.minimum(block, block_ends.shape[1] - 1)
+    before = jnp.where(block > 0, jnp.take_along_axis(block_ends, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0)
+    inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
+    ends = jnp.cumsum(inside, axis=-1)
+    # Rounding may put the target at or past the block's end: the last token with any weight is then the one.
+    last = SEARCH_BLOCK - 1 - jnp.argmax(jnp.flip(inside, axis=-1) > 0, axis=-1)
+    column = jnp.minimum(jnp.sum(ends <= (target - before)[:, None], axis=-1), last)
+    return (block * SEARCH_BLOCK + column).astype(jnp.int32)
+
+
+def uniform_at(seed: Array, position: Array) -> Array:
+    """The uniform number in [0, 1) of seed u32[2] at a position: the same in any batch, on any worker."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), position)
+    return jax.random.uniform(key, (), jnp.float32)
+
+
+def logprobs_of(logits: Array, chosen: Array) -> Logprobs:
+    """Log probabilities under softmax(logits), logits f32[r, v], of `chosen` i32[r] and of the best MAX_LOGPROBS tokens."""
+    norm = jax.nn.logsumexp(logits, axis=-1)
+    own = jnp.take_along_axis(logits, chosen[:, None], axis=1)[:, 0]
+    top, ids = lax.top_k(logits, min(MAX_LOGPROBS, logits.shape[1]))
+    rank = 1 + jnp.sum(logits > own[:, None], axis=-1, dtype=jnp.int32)
+    return Logprobs(own - norm, rank, ids.astype(jnp.int32), top - norm[:, None])
+
+
+def no_logprobs(rows: int, vocab: int) -> Logprobs:
+    """What takes the place of `logprobs_of` when nobody reads it."""
+    best = min(MAX_LOGPROBS, vocab)
+    return Logprobs(
+        jnp.zeros(rows), jnp.zeros(rows, jnp.int32), jnp.zeros((rows, best), jnp.int32), jnp.zeros((rows, best))
+    )
+
+
+def _heated(logits: Array, rows: Slots) -> Array:
+    return logits / jnp.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]
+
+
+def _when(rows: Array, stage: Callable[[Array], Array], logits: Array) -> Array:
+    """Run a stage if any row wants it; a stage leaves rows at neutral values as they are."""
+    return lax.cond(jnp.any(rows), stage, lambda x: x, logits)
+
+
+def _where_row(rows: Array, yes: Array, no: Array) -> Array:
+    return jnp.where(rows[:, None], yes, no)
+
+
+def _or_outside(ids: Array, logits: Array) -> Array:
+    """NO_TOKEN becomes an index past the vocabulary, which a scatter drops (a negative one would wrap around)."""
+    return jnp.where(ids == NO_TOKEN, logits.shape[-1], ids)
+
+
+def _keep_smallest(logits: Array, order: Array, weights: Array, wanted: Array) -> Array:
+    """Ban all but the tokens first in `order` whose weights add up to `wanted` [s]: the shortest such set, with ties.
+
+    It bisects over the 2^32 float32 values of the border, in their order as integers: 32 masked sums, exact, where
+    sorting a vocabulary would cost several times more.
+    """
+    keys = _ordered(order)
+
+    def halve(_: int, span: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = span  # the border is in [low, high]
+        middle = low + (high - low) // 2
+        enough = jnp.sum(jnp.where(keys <= middle[:, None], weights, 0.0), axis=-1) >= wanted
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    rows = logits.shape[0]
+    span = (jnp.zeros(rows, jnp.uint32), jnp.full(rows, 0xFFFFFFFF, jnp.uint32))
+    _, border = lax.fori_loop(0, 32, halve, span)
+    return jnp.where(keys <= border[:, None], logits, BANNED)
+
+
+def _ordered(values: Array) -> Array:
+    """float32 -> uint32 with the same order (negative numbers' bits run backwards)."""
+    bits = lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(0x80000000))

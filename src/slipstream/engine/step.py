@@ -1,0 +1,118 @@
+"""The one jitted step: tokens of many sequences in, a sampled token a row out. Prefill and decode are the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from slipstream.engine.sampler import Logprobs, logprobs_of, no_logprobs, sample
+from slipstream.engine.shapes import Shape
+from slipstream.engine.slots import Slots
+from slipstream.kernels.ragged import KVCache, Step
+from slipstream.models.registry import Family
+
+PROMPT_BLOCK = 32  # prompt positions whose logits are live at once: a whole chunk's would outweigh the model
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """What the host says about a step of s rows: `starts` i32[s+1], `lengths` i32[s], `pages` i32[s, p] as in `Step`.
+
+    `slots` i32[s]: each row's slot. `samples` bool[s]: rows whose next token is drawn.
+    """
+
+    starts: Array
+    lengths: Array
+    pages: Array
+    slots: Array
+    samples: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """What a step carries to the next one; donated, so updated in place."""
+
+    cache: KVCache
+    slots: Slots
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sampled:
+    """A step's results: `tokens` i32[s], their log probabilities, and those of the t prompt positions it computed.
+
+    `prompt` describes, for each packed token, the prompt token that follows it; None in decode-only shapes.
+    """
+
+    tokens: Array
+    logprobs: Logprobs
+    prompt: Logprobs | None
+
+
+def make_step(family: Family, config: Any, shape: Shape) -> Callable[[Any, State, Batch], tuple[State, Sampled]]:
+    """The step of one shape, a pure function to be jitted with the state donated."""
+
+    def step(weights: Any, state: State, batch: Batch) -> tuple[State, Sampled]:
+        ragged = Step.of(batch.starts, batch.lengths, batch.pages, shape.tokens, decode_only=shape.decode_only)
+        count = batch.lengths.shape[0]
+        history = state.slots.history
+        token_slot = batch.slots[jnp.minimum(ragged.rows, count - 1)]
+        ids = jnp.maximum(history[token_slot, ragged.positions], 0)
+        x, cache = family.forward(weights, config, ids, ragged, state.cache)
+
+        last = jnp.maximum(batch.starts[1:] - 1, 0)
+        logits = family.unembed(weights, config, x[last])
+        rows = state.slots.rows(batch.slots)
+        drawn = sample(logits, rows, batch.lengths)
+        logprobs = lax.cond(
+            jnp.any(rows.logprobs & batch.samples),
+            lambda: logprobs_of(logits, drawn),
+            lambda: no_logprobs(count, logits.shape[1]),
+        )
+        prompt = None
+        if not shape.decode_only:
+            prompt = prompt_logprobs(family, weights, config, x, state.slots, ragged, token_slot, logits.shape[1])
+
+        slot = jnp.where(batch.samples, batch.slots, history.shape[0])  # rows that draw nothing write nothing
+        history = history.at[slot, batch.lengths].set(drawn, mode="drop")
+        slots = replace(state.slots, history=history)
+        return State(cache, slots), Sampled(drawn, logprobs, prompt)
+
+    return step
+
+
+def prompt_logprobs(
+    family: Family, weights: Any, config: Any, x: Array, slots: Slots, step: Step, token_slot: Array, vocab: int
+) -> Logprobs:
+    """Log probabilities of the tokens that follow each packed one, for rows that ask; zeros where nobody does."""
+    tokens = x.shape[0]
+    following = jnp.minimum(step.positions + 1, slots.history.shape[1] - 1)
+    target = jnp.maximum(slots.history[token_slot, following], 0)
+    real = step.rows < step.lengths.shape[0]
+    wanted = real & slots.prompt_logprobs[token_slot] & (step.positions + 1 < slots.prompt_len[token_slot])
+    blocks = -(-tokens // PROMPT_BLOCK)
+    pad = blocks * PROMPT_BLOCK - tokens
+
+    def block(part: tuple[Array, Array]) -> Logprobs:
+        hidden, ids = part
+        return logprobs_of(family.unembed(weights, config, hidden), ids)
+
+    def compute() -> Logprobs:
+        hidden = jnp.pad(x, ((0, pad), (0, 0))).reshape(blocks, PROMPT_BLOCK, -1)
+        found = lax.map(block, (hidden, jnp.pad(target, (0, pad)).reshape(blocks, PROMPT_BLOCK)))
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:tokens], found)
+
+    return lax.cond(jnp.any(wanted), compute, lambda: no_logprobs(tokens, vocab))
+
+
+def admit(state: State, slot: Array, row: Slots) -> State:
+    """Give a slot to a sequence: its tokens so far and its sampling values."""
+    return State(state.cache, state.slots.admit(slot, row))
+
