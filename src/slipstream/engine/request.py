@@ -24,12 +24,15 @@ class Sequence:
     flight have run; may be one past the known tokens, because the loop schedules a decode before the host has read the
     token that it continues. `pages`: page ids in order. `slot`: row of the per-sequence device state while running.
     `epoch` grows with each preemption, so that results of steps planned before it are dropped (recomputing samples the
-    same tokens again).
+    same tokens again). `order`: its place among all that were added. `hashes`: digests of the full blocks of `tokens`;
+    the first `registered` of them were offered to the prefix cache. `cached_tokens`: prompt tokens found there at the
+    first admission, None before it.
     """
 
     request: EngineRequest
     tokens: list[int]
     prompt_len: int
+    order: int = 0
     status: Status = Status.WAITING
     computed: int = 0
     pages: list[int] = field(default_factory=list)
@@ -60,6 +63,11 @@ class Sequence:
     def planned_len(self) -> int:
         """Length once every step in flight has delivered its token."""
         return len(self.tokens) + self.in_flight
+
+    @property
+    def uncomputed(self) -> int:
+        """Tokens that must still be planned before the next one can be sampled: 1 in a sequence that decodes."""
+        return self.planned_len - self.computed
 
 
 @dataclass(frozen=True)
