@@ -1,0 +1,110 @@
+"""One request's output between the worker's socket and its reader."""
+
+from __future__ import annotations
+
+import asyncio
+
+from msgspec.structs import replace
+
+from slipstream.api.engine import EngineRequest, TokenLogprobs, TokenOutput
+from slipstream.api.outputs import FinishReason
+from slipstream.errors import RequestError
+
+
+class Stream:
+    """Everything that is known of a request in flight: enough to hand it out, and to replay it on another worker.
+
+    Outputs that the reader has not taken are merged into one, so a slow reader costs the tokens and log probabilities
+    themselves and no queue of objects. `wire_id` is the request's id on the socket: unique over the client's life, so
+    that late outputs of an aborted request never reach a newer one of the same name. `sent_to` is the incarnation that
+    holds the request, None while no worker does.
+    """
+
+    def __init__(self, request: EngineRequest, wire_id: str) -> None:
+        self.request = request
+        self.wire_id = wire_id
+        self.sent_to: int | None = None
+        self.finished = False
+        self._fruitless = 0
+        self._tokens: list[int] = []
+        self._tokens_at_submit = 0
+        self._taken = 0
+        self._logprobs: list[TokenLogprobs] | None = None
+        self._prompt_logprobs: list[TokenLogprobs] | None = None
+        self._had_prompt_logprobs = False
+        self._cached_tokens: int | None = None
+        self._had_cached_tokens = False
+        self._finish_reason: FinishReason | None = None
+        self._stop_reason: int | None = None
+        self._error: str | None = None
+        self._failure: RequestError | None = None
+        self._news = asyncio.Event()
+
+    def submit(self, incarnation: int) -> EngineRequest:
+        """The request for this incarnation to go on with: after a replay, its tokens so far count as output."""
+        self.sent_to = incarnation
+        self._tokens_at_submit = len(self._tokens)
+        sampling = self.request.sampling
+        if self._had_prompt_logprobs:
+            sampling = replace(sampling, prompt_logprobs=None)
+        return replace(
+            self.request,
+            id=self.wire_id,
+            sampling=sampling,
+            output_token_ids=[*self.request.output_token_ids, *self._tokens],
+        )
+
+    def orphan(self) -> int:
+        """Note that the worker died with this request. Returns how many did so in a row without giving it a token."""
+        if self.sent_to is not None:
+            self._fruitless = self._fruitless + 1 if len(self._tokens) == self._tokens_at_submit else 0
+            self.sent_to = None
+        return self._fruitless
+
+    def push(self, output: TokenOutput) -> None:
+        """Add a step's output."""
+        self._tokens += output.token_ids
+        if output.logprobs is not None:
+            self._logprobs = [] if self._logprobs is None else self._logprobs
+            self._logprobs += output.logprobs
+        if output.prompt_logprobs is not None and not self._had_prompt_logprobs:
+            self._prompt_logprobs = output.prompt_logprobs
+            self._had_prompt_logprobs = True
+        if output.cached_tokens is not None and not self._had_cached_tokens:
+            self._cached_tokens = output.cached_tokens
+            self._had_cached_tokens = True
+        if output.finish_reason is not None:
+            self._finish_reason, self._stop_reason = output.finish_reason, output.stop_reason
+            self._error = output.error
+            self.finished = True
+        self._news.set()
+
+    def fail(self, error: RequestError) -> None:
+        """End the stream with an error, after the tokens that it already has."""
+        self.finished = True
+        self._failure = error
+        self._news.set()
+
+    async def take(self) -> TokenOutput:
+        """All that came since the last call; waits until there is something. Raises what `fail` was given."""
+        await self._news.wait()
+        self._news.clear()
+        tokens = self._tokens[self._taken :]
+        if self._failure is not None:
+            if not tokens:
+                raise self._failure
+            self._news.set()
+        self._taken = len(self._tokens)
+        logprobs, self._logprobs = self._logprobs, None
+        prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
+        cached_tokens, self._cached_tokens = self._cached_tokens, None
+        return TokenOutput(
+            id=self.request.id,
+            token_ids=tokens,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            cached_tokens=cached_tokens,
+            finish_reason=self._finish_reason,
+            stop_reason=self._stop_reason,
+            error=self._error,
+        )

@@ -1,0 +1,247 @@
+"""`EngineClient` over worker processes: routes tokens to their requests, and replays requests when a worker dies."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenOutput
+from slipstream.cluster.config import ENGINE_FACTORY, LogFormat, RestartPolicy, WorkerConfig
+from slipstream.cluster.messages import Abort, Outputs, Submit
+from slipstream.cluster.post import Post
+from slipstream.cluster.stream import Stream
+from slipstream.cluster.supervisor import Hooks, Supervisor
+from slipstream.engine.config import EngineConfig
+from slipstream.errors import RequestFailed, Unavailable
+
+logger = logging.getLogger(__name__)
+
+COUNTERS = (
+    "prefix_queries",
+    "prefix_hits",
+    "preemptions",
+    "prompt_tokens",
+    "generation_tokens",
+    "steps",
+    "padded_tokens",
+    "scheduled_tokens",
+    "compiles",
+    "compiles_after_ready",
+)
+"""Fields of EngineStats that only grow; the rest describe the moment, or the steps since the last report."""
+
+
+class WorkerClient:
+    """Runs a model in a worker process and speaks to it; an `EngineClient`.
+
+    A worker's death is answered by starting another one and giving it every request in flight, with the tokens that it
+    has so far. The same request continues with the same tokens wherever it runs (the random key of a token is its seed
+    and position), so a reader sees a pause and nothing else.
+
+    Parameters
+    ----------
+    model
+        The checkpoint's folder or .gguf file.
+    engine
+        The engine's settings.
+    policy
+        When to restart the worker, when to give up, when it counts as hung.
+    on_progress
+        Called with (stage, done, total) while a worker starts, also when it is restarted.
+    on_stats
+        Called with each report of a worker, for histograms: `stats` shows only the newest one.
+    log_format
+        How the worker writes its log lines.
+    engine_factory
+        What the worker builds, as "module:function"; tests put a small engine here.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        engine: EngineConfig,
+        *,
+        policy: RestartPolicy | None = None,
+        on_progress: Callable[[str, int, int], None] | None = None,
+        on_stats: Callable[[EngineStats], None] | None = None,
+        log_format: LogFormat = "text",
+        engine_factory: str = ENGINE_FACTORY,
+    ) -> None:
+        self._config = WorkerConfig(
+            model=str(model),
+            engine=engine,
+            endpoint="",
+            identity="",
+            incarnation=0,
+            parent_pid=os.getpid(),
+            log_format=log_format,
+            engine_factory=engine_factory,
+        )
+        self._policy = policy or RestartPolicy()
+        self._on_progress = on_progress
+        self._on_stats = on_stats
+        self._streams: dict[str, Stream] = {}
+        self._numbers = itertools.count()
+        self._post: Post | None = None
+        self._worker: Supervisor | None = None
+        self._info: EngineInfo | None = None
+        self._stats = EngineStats()
+        self._retired = EngineStats()
+        self._ready = False
+        self._refusal: str | None = "the engine has not been started"
+        self._replayed = 0
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine is. Raises Unavailable before `start` has returned."""
+        if self._info is None:
+            raise Unavailable("the engine is not ready yet")
+        return self._info
+
+    @property
+    def stats(self) -> EngineStats:
+        """The newest statistics. Counters go on over restarts of the worker."""
+        return self._stats
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker takes requests right now. Requests that come while one is restarted wait for it."""
+        return self._ready
+
+    @property
+    def failure(self) -> str | None:
+        """Why no request is taken (not started, given up, closed); None while all is well or will be."""
+        return self._refusal
+
+    @property
+    def restarts(self) -> int:
+        """Worker processes that were started in place of a dead one."""
+        return self._worker.restarts if self._worker else 0
+
+    @property
+    def replayed(self) -> int:
+        """Requests that were given to a new worker because theirs died."""
+        return self._replayed
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the newest worker of each slot."""
+        return [self._worker.pid] if self._worker and self._worker.pid is not None else []
+
+    async def start(self) -> None:
+        """Start the worker and wait until it is ready. Raises the worker's own error, or WorkerError."""
+        hooks = Hooks(
+            progress=self._progress, up=self._up, outputs=self._outputs, down=self._down, lost=self._lost, busy=self._busy
+        )
+        self._post = Post()
+        self._worker = Supervisor(self._post, self._config, self._policy, hooks)
+        try:
+            await self._worker.start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenOutput, None]:
+        """The request's outputs, in order, each token once, until one has `finish_reason`.
+
+        Outputs that arrive while the reader is elsewhere come as one. Leaving the iterator early (aclose, or the
+        task's cancellation) aborts the request. Raises RequestFailed when no worker can be had.
+        """
+        if self._refusal is not None:
+            raise RequestFailed(f"the request cannot be run: {self._refusal}")
+        stream = Stream(request, f"{next(self._numbers)}:{request.id}")
+        self._streams[stream.wire_id] = stream
+        if self._ready:
+            self._submit([stream])
+        try:
+            while True:
+                output = await stream.take()
+                yield output
+                if output.finish_reason is not None:
+                    return
+        finally:
+            self._leave(stream)
+
+    async def close(self) -> None:
+        """Stop the worker and remove what it left. Requests in flight fail. May be called twice."""
+        self._refuse("the server is shutting down")
+        worker, post, self._post = self._worker, self._post, None
+        if worker is not None:
+            await worker.stop()
+        if post is not None:
+            await post.close()
+
+    def _submit(self, streams: list[Stream]) -> None:
+        assert self._worker is not None
+        incarnation = self._worker.incarnation
+        self._worker.send(Submit([stream.submit(incarnation) for stream in streams]))
+
+    def _leave(self, stream: Stream) -> None:
+        """The reader is gone. What has not ended is aborted, once; with no worker up, forgetting it is enough."""
+        if self._streams.pop(stream.wire_id, None) is not None and stream.sent_to is not None and self._ready:
+            assert self._worker is not None
+            self._worker.send(Abort([stream.wire_id]))
+
+    def _refuse(self, why: str) -> None:
+        """Take no request from now on, and fail those in flight."""
+        self._ready = False
+        self._refusal = why
+        for stream in self._streams.values():
+            stream.fail(RequestFailed(f"the request could not be finished: {why}"))
+        self._streams.clear()
+
+    def _busy(self) -> bool:
+        return self._ready and bool(self._streams)
+
+    def _progress(self, stage: str, done: int, total: int) -> None:
+        if self._on_progress is not None:
+            self._on_progress(stage, done, total)
+
+    def _up(self, info: EngineInfo) -> None:
+        self._info = info
+        self._refusal = None
+        self._ready = True
+        if self._streams:
+            logger.info("replaying %d requests on the new worker", len(self._streams))
+            self._submit(list(self._streams.values()))
+
+    def _outputs(self, message: Outputs) -> None:
+        for output in message.outputs:
+            # No stream: it was aborted while this was under way.
+            stream = self._streams.get(output.id)
+            if stream is not None:
+                stream.push(output)
+                if stream.finished:
+                    del self._streams[output.id]
+        if message.stats is not None:
+            self._stats = _with_counters(message.stats, self._retired)
+            if self._on_stats is not None:
+                self._on_stats(self._stats)
+
+    def _down(self, reason: str) -> None:
+        self._ready = False
+        self._retired = self._stats = _with_counters(EngineStats(), self._stats)
+        for stream in list(self._streams.values()):
+            held = stream.sent_to is not None
+            deaths = stream.orphan()
+            if deaths >= self._policy.max_fruitless:
+                del self._streams[stream.wire_id]
+                stream.fail(
+                    RequestFailed(f"the request was given up: the worker died {deaths} times in a row with it: {reason}")
+                )
+            elif held:
+                self._replayed += 1
+
+    def _lost(self, reason: str) -> None:
+        self._refuse(f"the worker died more often than it is restarted ({self._policy.max_restarts} times): {reason}")
+
+
+def _with_counters(stats: EngineStats, earlier: EngineStats) -> EngineStats:
+    """`stats` with the counters of `earlier` workers added."""
+    return replace(stats, **{name: getattr(stats, name) + getattr(earlier, name) for name in COUNTERS})
