@@ -52,7 +52,10 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a ready engine is: sent once by a worker when it can take requests."""
+    """What a ready engine is: sent once by a worker when it can take requests.
+
+    `policy`: the order of waiting requests; a request's priority means something under `priority` only.
+    """
 
     model: str
     vocab_size: int
@@ -63,6 +66,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_pages: int
     kv_bytes: int
     weight_bytes: int
+    temporary_bytes: int
     dtype: str
     kv_dtype: str
     platform: str
@@ -70,6 +74,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_devices: int
     compile_seconds: float
     num_shapes: int
+    policy: str = "fcfs"
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

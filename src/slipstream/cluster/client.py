@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenOutput
@@ -23,10 +23,18 @@ class EngineClient(Protocol):
     def ready(self) -> bool:
         """Whether a worker can take requests right now (False while one is restarted)."""
 
+    @property
+    def failure(self) -> str | None:
+        """Why no request is taken (not started, given up, closed); None while all is well or will be again."""
+
+    @property
+    def restarts(self) -> int:
+        """How often a worker was started again after it died."""
+
     async def start(self) -> None:
         """Start the worker and wait until it is ready. Raises WorkerError (or the worker's own error) if it cannot."""
 
-    def generate(self, request: EngineRequest) -> AsyncIterator[TokenOutput]:
+    def generate(self, request: EngineRequest) -> AsyncGenerator[TokenOutput, None]:
         """The request's outputs, in order, each token once, until one has `finish_reason`.
 
         Closing the iterator early (or cancelling its task) aborts the request. A worker's death is invisible here but

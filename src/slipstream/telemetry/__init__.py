@@ -1,1 +1,1 @@
-"""Logs, metrics and traces. No JAX, and never a prompt, a reply or a key."""
+"""What the server says about itself: logs and spans. Never prompts, replies or keys."""

@@ -1,0 +1,46 @@
+"""The record of one generation request, from which its log line, metrics and span are all made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class GenerationRecord:
+    """What happened to one request. Times are seconds of the monotonic clock; `started_ns` is the wall clock's.
+
+    `operation` and the sampling values are named as OpenTelemetry's gen_ai conventions name them. `finish_reasons` has
+    one entry for each choice; `error` is an error's `type`, None when all choices finished. `queue_time` is not known
+    to the front and so is not here.
+    """
+
+    operation: Literal["chat", "text_completion"]
+    request_id: str
+    response_id: str
+    model: str
+    arrival: float
+    started_ns: int
+    end: float
+    stream: bool
+    n: int
+    max_tokens: int | None
+    sampling: dict[str, float | int] = field(default_factory=dict)
+    prompt_tokens: tuple[int, ...] = ()
+    output_tokens: tuple[int, ...] = ()
+    cached_tokens: int = 0
+    first_token: float | None = None
+    finish_reasons: tuple[str, ...] = ()
+    error: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        """From arrival to the end of the last choice."""
+        return self.end - self.arrival
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """From arrival to the first token of any choice; None if there was none."""
+        return None if self.first_token is None else self.first_token - self.arrival
