@@ -1,0 +1,91 @@
+"""A GGUF file as a Source: Hugging Face's names, shapes and values."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from slipstream.checkpoint.gguf_file import BlockType, GgufFile, TensorInfo
+from slipstream.checkpoint.gguf_names import Heads, Row, translate
+from slipstream.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A tensor as stored: `data` is uint8 [rows..., bytes of a row], rows in Hugging Face's order."""
+
+    kind: BlockType
+    data: np.ndarray
+    shape: tuple[int, ...]
+
+
+_DIRECT = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+class GgufSource:
+    """The tensors of one GGUF file. `read` dequantizes; `blocks` gives the stored blocks.
+
+    `heads` is the model's (query, key) head counts, which the Q/K permutation depends on.
+    A tensor that the architecture's table does not name keeps its GGUF name, so that `load` can report it.
+    """
+
+    def __init__(self, file: GgufFile, architecture: str, heads: tuple[int, int]) -> None:
+        self._file = file
+        self._heads: dict[Heads, int] = {"query": heads[0], "key": heads[1]}
+        self._tensors: dict[str, tuple[TensorInfo, Row]] = {}
+        for name, info in file.tensors.items():
+            row = translate(architecture, name) or Row(name)
+            count = self._heads[row.rotate] if row.rotate else 1
+            if info.shape[0] % (2 * count) and row.rotate:
+                raise CheckpointError(f"{file.path}: {name} of shape {info.shape} does not divide into {count} heads")
+            self._tensors[row.name] = info, row
+
+    def names(self) -> Collection[str]:
+        """All tensor names."""
+        return self._tensors.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape, without reading the data."""
+        return self._tensors[name][0].shape
+
+    def blocks(self, name: str) -> Blocks:
+        """The stored blocks. Of quantized tensors, rows alone are moved, so the blocks are those of the file.
+
+        Not for tensors whose values were shifted (Gemma's norms, always F32): raises ValueError for them.
+        """
+        info, row = self._tensors[name]
+        if row.shift:
+            raise ValueError(f"{name} is stored shifted by {row.shift}: use read")
+        return Blocks(info.kind, self._rows(info, row), info.shape)
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor: float16 and bfloat16 as stored, everything else as float32. May be a read-only view."""
+        info, row = self._tensors[name]
+        values = dequantize(info.kind, self._rows(info, row))
+        return values - np.float32(row.shift) if row.shift else values
+
+    def _rows(self, info: TensorInfo, row: Row) -> np.ndarray:
+        data = self._file.bytes_of(info.name)
+        if row.rotate is None:
+            return data
+        # The converter interleaved the two halves of each head's rotary pairs; bring each half together again.
+        # A row is a whole number of blocks, so this works on stored bytes. A bias (one axis) is a row of values.
+        items = data if data.ndim > 1 else data.reshape(info.shape[0], -1)
+        heads = self._heads[row.rotate]
+        split = items.reshape(heads, items.shape[0] // heads // 2, 2, items.shape[1])
+        return split.swapaxes(1, 2).reshape(data.shape)
+
+
+def dequantize(kind: BlockType, data: np.ndarray) -> np.ndarray:
+    """Stored rows, uint8 [rows..., bytes of a row], as numbers [rows..., n]. 16-bit floats stay as they are."""
+    direct = _DIRECT.get(kind.name)
+    if direct is not None:
+        return data.view(direct)
+    from gguf.constants import GGMLQuantizationType  # slow to import: only where there is something to dequantize
+    from gguf.quants import dequantize as by_rows
+
+    values: np.ndarray = by_rows(data, GGMLQuantizationType(kind.code))
+    return values

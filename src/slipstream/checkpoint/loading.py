@@ -1,0 +1,147 @@
+"""From a plan and a source to the tree of weights that the plan describes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+
+from slipstream.checkpoint.progress import Progress, silent
+from slipstream.errors import CheckpointError
+from slipstream.spec.param import Param, map_params, params
+from slipstream.spec.source import Source
+
+# Tensors that a checkpoint may hold and no plan reads: they are computed from the config, or repeat the embedding of
+# a model whose head is tied to it.
+ALLOWED_UNUSED = ("*.rotary_emb.inv_freq", "rope_freqs.weight", "lm_head.weight")
+
+Place = Callable[[Param, str, np.ndarray], Any]
+
+
+def check(plan: Any, source: Source, *, allowed_unused: Collection[str] = ()) -> None:
+    """Compare the names and shapes that the plan asks for with those that the source has; no data is read.
+
+    `allowed_unused`: patterns (as of fnmatch) of tensors that may stay unread, beside ALLOWED_UNUSED.
+    Raises one CheckpointError that lists every missing, unused and misshapen tensor.
+    """
+    wanted = {name: param.stored_shape for _, param in params(plan) for name in param.names}
+    present = set(source.names())
+    patterns = (*ALLOWED_UNUSED, *allowed_unused)
+    missing = sorted(wanted.keys() - present, key=_natural)
+    unused = sorted(
+        (name for name in present - wanted.keys() if not any(fnmatchcase(name, pattern) for pattern in patterns)),
+        key=_natural,
+    )
+    shapes = {name: source.shape(name) for name in wanted if name in present}
+    misshapen = [
+        f"{name}: {shape} in the checkpoint, {wanted[name]} by the config"
+        for name, shape in shapes.items()
+        if shape != wanted[name]
+    ]
+    problems = [
+        *_listing("missing", missing),
+        *_listing("not read by the model", unused),
+        *_listing("of another shape", misshapen),
+    ]
+    if problems:
+        raise CheckpointError("The checkpoint does not fit its model:\n" + "\n".join(problems))
+
+
+def load(
+    plan: Any,
+    source: Source,
+    place: Place,
+    *,
+    progress: Progress = silent,
+    allowed_unused: Collection[str] = (),
+) -> Any:
+    """The plan's tree with each Param replaced by `place(param, path, array)`.
+
+    `path` is the leaf's dotted path in the tree. `array` has `param.shape`, in the axes' order of the forward, and the
+    source's float dtype (float32 where the Param has an offset, or its layers are stored in different ones). It may be
+    a read-only view of the file where nothing had to be rearranged; otherwise it starts at a multiple of 64 bytes and
+    nobody else holds it. Leaves are read one after the other: the host holds one at a time besides what `place` keeps.
+
+    Raises CheckpointError, before anything is read, unless names and shapes fit (see `check`).
+    """
+    check(plan, source, allowed_unused=allowed_unused)
+    paths = iter(list(params(plan)))
+    total = sum(param.size for _, param in params(plan))
+    done = 0
+    progress("load weights", 0, total)
+
+    def leaf(param: Param) -> Any:
+        nonlocal done
+        path, _ = next(paths)  # map_params visits the leaves in the order of params
+        array = read(param, source)
+        placed = place(param, path, array)
+        done += param.size
+        progress("load weights", done, total)
+        return placed
+
+    return map_params(leaf, plan)
+
+
+def read(param: Param, source: Source) -> np.ndarray:
+    """One leaf as the forward wants it: layers stacked, axes rearranged, offset added. See `load` for the dtype."""
+    if param.layers is None:
+        one = _arranged(param, source.read(param.names[0]))
+        return _aligned(one) if param.layout or param.offset else one
+    whole: np.ndarray | None = None
+    for layer, name in enumerate(param.names):
+        one = _arranged(param, source.read(name))
+        if whole is None:
+            whole = empty(param.shape, one.dtype)
+        elif whole.dtype != one.dtype:
+            # A GGUF may quantize some layers of a kind and not others: float32 holds all of them.
+            whole = _copied(whole, np.dtype(np.float32))
+        whole[layer] = one
+    if whole is None:
+        return np.empty(param.shape, np.float32)
+    return whole
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array that starts at a multiple of 64 bytes: XLA:CPU adopts such memory without a copy."""
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _arranged(param: Param, stored: np.ndarray) -> np.ndarray:
+    values = stored.astype(np.float32) + np.float32(param.offset) if param.offset else stored
+    if param.layout is None:
+        return values
+    sizes: Mapping[str, int] = {letter: size for letter, size in param.dims.sizes.items() if letter in param.layout}
+    arranged: np.ndarray = rearrange(values, param.layout, **sizes)
+    return arranged
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    return _copied(array, array.dtype)
+
+
+def _copied(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    copy = empty(array.shape, dtype)
+    copy[...] = array
+    return copy
+
+
+def _listing(what: str, names: Iterable[str], *, most: int = 12) -> list[str]:
+    names = list(names)
+    if not names:
+        return []
+    count = f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {what}:"
+    shown = [f"    {name}" for name in names[:most]]
+    more = [f"    ... and {len(names) - most} more"] if len(names) > most else []
+    return ["  " + count, *shown, *more]
+
+
+def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """A sort key that puts layer 2 before layer 10."""
+    parts = name.split(".")
+    return tuple((part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts)

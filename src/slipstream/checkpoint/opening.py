@@ -1,0 +1,71 @@
+"""`open_checkpoint`: a folder or a .gguf file as a Checkpoint. Tensor data is mapped, not read, so it takes no time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slipstream.checkpoint import folder as hf
+from slipstream.checkpoint import gguf_config, gguf_tokenizer, safetensors_source
+from slipstream.checkpoint.gguf_file import GgufFile
+from slipstream.checkpoint.gguf_source import GgufSource
+from slipstream.errors import CheckpointError
+from slipstream.spec.source import Checkpoint
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a model folder (safetensors, or a single .gguf) or a .gguf file.
+
+    Raises CheckpointError if the files are damaged, hostile, pickled or not there, UnsupportedModel for a GGUF
+    architecture that is not served, UnknownConfigKeys for GGUF metadata that no code reads.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise CheckpointError(f"{path} is neither a folder nor a .gguf file")
+        return _open_gguf(path)
+    if any((path / name).exists() for name in (safetensors_source.SINGLE_NAME, safetensors_source.INDEX_NAME)):
+        return _open_safetensors(path)
+    return _open_gguf(_only_gguf(path))
+
+
+def _open_safetensors(path: Path) -> Checkpoint:
+    config = hf.config_of(path)
+    return Checkpoint(
+        path=path,
+        config=config,
+        source=safetensors_source.open_folder(path),
+        tokenizer=hf.tokenizer_of(path),
+        generation=hf.generation_of(path, config),
+    )
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    file = GgufFile(path)
+    config = gguf_config.config_of(file)
+    tokenizer = gguf_tokenizer.tokenizer_of(file)
+    heads = config["num_attention_heads"], config["num_key_value_heads"]
+    return Checkpoint(
+        path=path,
+        config=config,
+        source=GgufSource(file, gguf_config.architecture_of(file), heads),
+        tokenizer=tokenizer,
+        generation=gguf_tokenizer.generation_of(file, tokenizer),
+    )
+
+
+def _only_gguf(folder: Path) -> Path:
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise CheckpointError(f"{folder} holds {len(files)} GGUF files; name one: {', '.join(f.name for f in files)}")
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds weights as pickle only ({pickles[0]}): reading it would run the code inside, so it is not "
+            "read. Convert it to safetensors."
+        )
+    raise CheckpointError(f"{folder} holds no model.safetensors, no model.safetensors.index.json and no .gguf file")
