@@ -57,7 +57,7 @@ class Post:
 
     def send(self, identity: bytes, message: ToWorker) -> None:
         """Send at once, in order. A peer that is gone gets nothing: its death is noticed elsewhere."""
-        sent: asyncio.Future[Any] = self._socket.send_multipart([identity, self._encoder.encode(message)])
+        sent = asyncio.ensure_future(self._socket.send_multipart([identity, self._encoder.encode(message)]))
         sent.add_done_callback(_log_failure)
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -128,19 +129,28 @@ class Supervisor:
         except OSError as error:
             raise WorkerError(f"no worker process could be started: {error}") from error
         try:
-            await asyncio.wait({self._ready, process.exited}, return_when=asyncio.FIRST_COMPLETED)
+            first: set[asyncio.Future[Any]] = {self._ready, process.exited}
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             self._ready.cancel()
             process.kill()
             raise
         if self._ready.done():
             return self._ready.result()
-        error = await self._error_of(process)
         self._ready.cancel()
+        died = await self._error_of(process)
         self._post.forget(self._identity)
-        raise error
+        raise died
 
     async def _keep(self) -> None:
+        try:
+            await self._restart_for_ever()
+        except Exception as error:
+            # A mistake of ours must not leave requests waiting for a worker that nobody starts.
+            logger.exception("the supervisor failed")
+            self._hooks.lost(f"the supervisor failed: {error}")
+
+    async def _restart_for_ever(self) -> None:
         strikes = 0
         while True:
             since = monotonic()
@@ -172,7 +182,8 @@ class Supervisor:
         assert process is not None
         silence = asyncio.get_running_loop().create_task(self._silence())
         try:
-            await asyncio.wait({silence, process.exited}, return_when=asyncio.FIRST_COMPLETED)
+            first: set[asyncio.Future[Any]] = {silence, process.exited}
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         finally:
             silence.cancel()
         if process.exited.done():

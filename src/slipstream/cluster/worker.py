@@ -27,6 +27,7 @@ from slipstream.cluster.config import WorkerConfig
 from slipstream.cluster.messages import Abort, Fatal, FromWorker, Outputs, Progress, Ready, Shutdown, Submit, ToWorker
 from slipstream.cluster.process import FATAL_EXIT
 from slipstream.errors import RequestError, SlipstreamError
+from slipstream.telemetry.logs import configure
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ def build_engine(config: WorkerConfig, report: Report) -> WorkerEngine:
     from slipstream.checkpoint import open_checkpoint
     from slipstream.engine.loop import Engine
 
-    return Engine.build(open_checkpoint(Path(config.model)), config.engine, report)
+    engine: WorkerEngine = Engine.build(open_checkpoint(Path(config.model)), config.engine, report)
+    return engine
 
 
 class Link:
@@ -203,7 +205,7 @@ def main() -> None:
     os.dup2(2, 1)
     config = msgspec.json.decode(_first_line(), type=WorkerConfig)
     die_with_parent(config.parent_pid)
-    _log(config)
+    configure(format=config.log_format)
     sys.exit(run(config))
 
 
@@ -216,14 +218,6 @@ def _first_line() -> bytes:
             sys.exit("a worker is started by its parent, which writes its configuration to standard input")
         line += chunk
     return line
-
-
-def _log(config: WorkerConfig) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format=f"%(asctime)s %(levelname)s worker.{config.incarnation} %(name)s: %(message)s",
-    )
 
 
 if __name__ == "__main__":

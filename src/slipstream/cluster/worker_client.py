@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import os
@@ -137,7 +136,12 @@ class WorkerClient:
     async def start(self) -> None:
         """Start the worker and wait until it is ready. Raises the worker's own error, or WorkerError."""
         hooks = Hooks(
-            progress=self._progress, up=self._up, outputs=self._outputs, down=self._down, lost=self._lost, busy=self._busy
+            progress=self._progress,
+            up=self._up,
+            outputs=self._outputs,
+            down=self._down,
+            lost=self._lost,
+            busy=self._busy,
         )
         self._post = Post()
         self._worker = Supervisor(self._post, self._config, self._policy, hooks)
@@ -232,9 +236,8 @@ class WorkerClient:
             deaths = stream.orphan()
             if deaths >= self._policy.max_fruitless:
                 del self._streams[stream.wire_id]
-                stream.fail(
-                    RequestFailed(f"the request was given up: the worker died {deaths} times in a row with it: {reason}")
-                )
+                why = f"the request was given up: the worker died {deaths} times in a row with it: {reason}"
+                stream.fail(RequestFailed(why))
             elif held:
                 self._replayed += 1
 

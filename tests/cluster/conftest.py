@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slipstream.api.engine import EngineRequest, TokenOutput
+from slipstream.api.sampling import TokenSampling
+from slipstream.cluster.config import RestartPolicy
+from slipstream.cluster.worker_client import WorkerClient
+from slipstream.engine.config import EngineConfig
+from tests.cluster.fake_engine import FACTORY, FakeOptions
+
+ROOT = Path(__file__).parents[2]
+EAGER = RestartPolicy(delays=(0.0,), max_restarts=100, max_fruitless=100)
+
+Start = Callable[..., Awaitable[WorkerClient]]
+
+
+@pytest.fixture(autouse=True)
+def workers_find_the_fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """`await start(FakeOptions(...), policy=..., ...)` gives a running client, closed after the test."""
+    clients: list[WorkerClient] = []
+
+    async def make(options: FakeOptions | None = None, policy: RestartPolicy = EAGER, **kwargs: Any) -> WorkerClient:
+        model = (options or FakeOptions()).model()
+        client = WorkerClient(model, EngineConfig(), policy=policy, engine_factory=FACTORY, **kwargs)
+        clients.append(client)
+        await client.start()
+        return client
+
+    yield make
+    for client in clients:
+        await client.close()
+
+
+def request_of(number: int, *, max_tokens: int = 8, prompt: tuple[int, ...] = (), **sampling: Any) -> EngineRequest:
+    return EngineRequest(
+        id=f"r{number}",
+        prompt_token_ids=[number, 7, *prompt],
+        sampling=TokenSampling(seed=2**64 - 1 - number, max_tokens=max_tokens, **sampling),
+    )
+
+
+async def outputs_of(client: WorkerClient, request: EngineRequest) -> list[TokenOutput]:
+    return [output async for output in client.generate(request)]
+
+
+def tokens_of(outputs: list[TokenOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    """Wait for something that must come true."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        os.kill(pid, 0)
+        status = Path(f"/proc/{pid}/stat")
+        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
