@@ -49,8 +49,8 @@ def why_no_tokenizer(folder: Path) -> str:
     """A sentence for a folder whose tokenizer is None: what is missing and what to do."""
     if (folder / "tokenizer.model").exists():
         return (
-            f"{folder} has tokenizer.model (SentencePiece) but no tokenizer.json, and only the latter is read: "
-            "convert it with `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)` of transformers, or send token ids"
+            f"{folder} has tokenizer.model (SentencePiece) but no tokenizer.json, and only the latter is read. "
+            "Convert it with transformers, `AutoTokenizer.from_pretrained(...).save_pretrained(...)`, or send token ids"
         )
     return f"{folder} has no tokenizer.json: text cannot be encoded; send token ids"
 

@@ -25,6 +25,10 @@ class Blocks:
 _DIRECT = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
+# Numbers that are dequantized at a time.
+_CHUNK = 1 << 18
+
+
 class GgufSource:
     """The tensors of one GGUF file. `read` dequantizes; `blocks` gives the stored blocks.
 
@@ -87,5 +91,12 @@ def dequantize(kind: BlockType, data: np.ndarray) -> np.ndarray:
     from gguf.constants import GGMLQuantizationType  # slow to import: only where there is something to dequantize
     from gguf.quants import dequantize as by_rows
 
-    values: np.ndarray = by_rows(data, GGMLQuantizationType(kind.code))
-    return values
+    # The package works on 16 rows at a time and joins the pieces at the end. Long rows, made of as many blocks as stay
+    # in the cache, and a result that is filled in place, are several times as fast.
+    blocks = data.reshape(-1, kind.size)
+    values = np.empty((len(blocks), kind.block), np.float32)
+    code, step = GGMLQuantizationType(kind.code), _CHUNK // kind.block
+    for start in range(0, len(blocks), step):
+        part = blocks[start : start + step]
+        values[start : start + step] = by_rows(part.reshape(1, -1), code).reshape(-1, kind.block)
+    return values.reshape(*data.shape[:-1], -1)
