@@ -10,7 +10,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from slipstream.cli.console import out
 from slipstream.cli.sizes import format_bytes
 from slipstream.hardware.host import Host, read_host
 
@@ -63,10 +62,10 @@ def env(*, options: Annotated[EnvOptions, Parameter(name="*")] = EnvOptions()) -
 
         found_dict = asdict(found)
         found_dict["host"]["cpus"] = found.host.cpus
-        out().print(orjson.dumps(found_dict, option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps(found_dict, option=orjson.OPT_INDENT_2).decode())
         return
     for name, value in _rows(found):
-        out().print(f"{name:<12} {value}")
+        print(f"{name:<12} {value}")
 
 
 def find() -> Environment:
