@@ -198,14 +198,15 @@ class Scheduler:
         sampling = sequence.request.sampling
         if token in sampling.stop_token_ids and sequence.output_len > sampling.min_tokens:
             return "stop"
-        return "length" if self._is_ending(sequence) else None
+        return "length" if len(sequence.tokens) >= self._length_limit(sequence) else None
+
+    def _length_limit(self, sequence: Sequence) -> int:
+        """Tokens, prompt and output, at which the sequence ends."""
+        return min(self._max_model_len, sequence.prompt_len + sequence.request.sampling.max_tokens)
 
     def _is_ending(self, sequence: Sequence) -> bool:
         """Whether the tokens in flight are the last ones that the sequence may have."""
-        return (
-            sequence.planned_len >= self._max_model_len
-            or sequence.planned_len >= sequence.prompt_len + sequence.request.sampling.max_tokens
-        )
+        return sequence.planned_len >= self._length_limit(sequence)
 
     def _continue(self, sequence: Sequence, draft: _Draft) -> None:
         """Plan what a running sequence can do in this step, if there is budget and memory for it."""

@@ -46,8 +46,9 @@ class ShapePolicy:
         """Raises ConfigError for limits that allow no step."""
         if min(self.max_seqs, self.max_pages_per_seq) < 1 or self.max_batched_tokens < self.max_seqs:
             raise ConfigError(
-                f"no step fits max_seqs={self.max_seqs}, max_batched_tokens={self.max_batched_tokens}, max_pages_per_seq="
-                f"{self.max_pages_per_seq}: raise them to at least 1, and max_batched_tokens to at least max_seqs"
+                f"no step fits max_seqs={self.max_seqs}, max_batched_tokens={self.max_batched_tokens}, "
+                f"max_pages_per_seq={self.max_pages_per_seq}: "
+                "raise them to at least 1, and max_batched_tokens to at least max_seqs"
             )
 
     @cached_property
