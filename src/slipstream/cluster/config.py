@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -13,6 +13,13 @@ LogFormat = Literal["text", "json"]
 
 ENGINE_FACTORY = "slipstream.cluster.worker:build_engine"
 """The engine that a worker builds: "module:function", called with (WorkerConfig, report)."""
+
+
+class Report(Protocol):
+    """Called while an engine is built. A plain function with these parameters is a `Report`."""
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        """`done` of `total` (None while it is not known) in `stage`, such as "load" or "compile"."""
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):

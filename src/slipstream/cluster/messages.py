@@ -14,7 +14,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
-    """Drop these requests; their pages are free within one step. No output follows for them."""
+    """Drop these requests; their pages are free within one step. Outputs under way may still come for them."""
 
     ids: list[str]
 
@@ -27,12 +27,12 @@ ToWorker = Submit | Abort | Shutdown
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):
-    """A starting worker's state, for progress bars: `done` of `total` in `stage` (load, compile, ...)."""
+    """A starting worker's state, for progress bars: `done` of `total` (None: not known) in `stage` (load, compile)."""
 
     incarnation: int
     stage: str
     done: int
-    total: int
+    total: int | None
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

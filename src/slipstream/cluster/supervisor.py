@@ -13,7 +13,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from slipstream.api.engine import EngineInfo
-from slipstream.cluster.config import RestartPolicy, WorkerConfig
+from slipstream.cluster.config import Report, RestartPolicy, WorkerConfig
 from slipstream.cluster.messages import Fatal, FromWorker, Outputs, Progress, Ready, Shutdown, ToWorker
 from slipstream.cluster.post import Post
 from slipstream.cluster.process import FATAL_EXIT, WorkerProcess
@@ -47,7 +47,7 @@ class Hooks:
     worker has requests, and so should be heard.
     """
 
-    progress: Callable[[str, int, int], None]
+    progress: Report
     up: Callable[[EngineInfo], None]
     outputs: Callable[[Outputs], None]
     down: Callable[[str], None]

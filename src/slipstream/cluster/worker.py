@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from time import monotonic
@@ -23,7 +22,7 @@ import msgspec
 import zmq
 
 from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenOutput
-from slipstream.cluster.config import WorkerConfig
+from slipstream.cluster.config import Report, WorkerConfig
 from slipstream.cluster.messages import Abort, Fatal, FromWorker, Outputs, Progress, Ready, Shutdown, Submit, ToWorker
 from slipstream.cluster.process import FATAL_EXIT
 from slipstream.errors import RequestError, SlipstreamError
@@ -36,9 +35,6 @@ STATS_INTERVAL = 0.25
 
 _PR_SET_PDEATHSIG = 1
 _LINGER_MS = 2000
-
-Report = Callable[[str, int, int], None]
-"""Called with (stage, done, total) while an engine is built."""
 
 
 class WorkerEngine(Protocol):
@@ -69,10 +65,9 @@ def build_engine(config: WorkerConfig, report: Report) -> WorkerEngine:
     """The JAX engine for the configured checkpoint. Raises the errors of both."""
     # Only a worker that builds this engine loads JAX.
     from slipstream.checkpoint import open_checkpoint
-    from slipstream.engine.loop import Engine
+    from slipstream.engine.build import build
 
-    engine: WorkerEngine = Engine.build(open_checkpoint(Path(config.model)), config.engine, report)
-    return engine
+    return build(open_checkpoint(Path(config.model)), config.engine, report)
 
 
 class Link:
@@ -156,9 +151,11 @@ def run(config: WorkerConfig) -> int:
     try:
         module, _, function = config.engine_factory.partition(":")
         factory = getattr(import_module(module), function)
-        engine: WorkerEngine = factory(
-            config, lambda stage, done, total: link.send(Progress(config.incarnation, stage, done, total))
-        )
+
+        def report(stage: str, done: int, total: int | None) -> None:
+            link.send(Progress(config.incarnation, stage, done, total))
+
+        engine: WorkerEngine = factory(config, report)
         # What the build made lives as long as the process: the collector need not look at it between steps.
         gc.collect()
         gc.freeze()

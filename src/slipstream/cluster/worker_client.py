@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenOutput
-from slipstream.cluster.config import ENGINE_FACTORY, LogFormat, RestartPolicy, WorkerConfig
+from slipstream.cluster.config import ENGINE_FACTORY, LogFormat, Report, RestartPolicy, WorkerConfig
 from slipstream.cluster.messages import Abort, Outputs, Submit
 from slipstream.cluster.post import Post
 from slipstream.cluster.stream import Stream
@@ -67,7 +67,7 @@ class WorkerClient:
         engine: EngineConfig,
         *,
         policy: RestartPolicy | None = None,
-        on_progress: Callable[[str, int, int], None] | None = None,
+        on_progress: Report | None = None,
         on_stats: Callable[[EngineStats], None] | None = None,
         log_format: LogFormat = "text",
         engine_factory: str = ENGINE_FACTORY,
@@ -203,7 +203,7 @@ class WorkerClient:
     def _busy(self) -> bool:
         return self._ready and bool(self._streams)
 
-    def _progress(self, stage: str, done: int, total: int) -> None:
+    def _progress(self, stage: str, done: int, total: int | None) -> None:
         if self._on_progress is not None:
             self._on_progress(stage, done, total)
 
