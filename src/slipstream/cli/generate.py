@@ -73,12 +73,13 @@ def generate(
     requests = list(read_requests(source))
     results = ResultFile(target)
     try:
-        left = [request for request in requests if request.custom_id not in results.done]
-        tally = asyncio.run(_answer(left, results, options, engine)) if left else Tally()
+        if all(request.custom_id in results.done for request in requests):
+            tally = Tally(skipped=len(requests))
+        else:
+            tally = asyncio.run(_answer(requests, results, options, engine))
     finally:
         results.close()
-    skipped = len(requests) - len(left)
-    err().print(f"{tally.answered} answered, {tally.failed} failed, {skipped} had a result: {target}")
+    err().print(f"{tally.answered} answered, {tally.failed} failed, {tally.skipped} had a result before: {target}")
     return 1 if tally.failed else 0
 
 
