@@ -16,7 +16,7 @@ from slipstream.engine.config import EngineConfig
 from tests.cluster.fake_engine import FACTORY, FakeOptions
 
 ROOT = Path(__file__).parents[2]
-EAGER = RestartPolicy(delays=(0.0,), max_restarts=100, max_fruitless=100)
+EAGER = RestartPolicy(delays=(0.0,), max_restarts=100, suspect_after=100, max_fruitless=100)
 
 Start = Callable[..., Awaitable[WorkerClient]]
 

@@ -100,7 +100,7 @@ async def test_an_idle_worker_is_not_taken_for_hung(start: Start) -> None:
 
 
 async def test_a_crash_loop_gives_up_with_the_reason(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = RestartPolicy(delays=(0.0, 0.05, 0.1), max_restarts=3)
+    policy = RestartPolicy(delays=(0.0, 0.05, 0.1), max_restarts=3, suspect_after=9, max_fruitless=9)
     waits: list[int] = []
     delay = RestartPolicy.delay
     monkeypatch.setattr(RestartPolicy, "delay", lambda self, n: waits.append(n) or delay(self, n))
@@ -137,6 +137,19 @@ async def test_a_request_that_kills_workers_fails_alone(start: Start) -> None:
         await outputs_of(client, request_of(2, prompt=(POISON,)))
     assert tokens_of(await task) == expected(good)
     assert client.restarts == 2 and client.replayed == 3  # the poison once, the other one twice
+
+
+async def test_of_many_suspects_only_the_guilty_one_fails(start: Start) -> None:
+    policy = RestartPolicy(delays=(0.0,), max_restarts=4, suspect_after=1, max_fruitless=2)
+    client = await start(FakeOptions(step_seconds=0.002), policy)
+    requests = [request_of(n, max_tokens=30, prompt=(POISON,) if n == 5 else ()) for n in range(12)]
+    answers = await asyncio.gather(*(outputs_of(client, r) for r in requests), return_exceptions=True)
+    for request, answer in zip(requests, answers, strict=True):
+        if POISON in request.prompt_token_ids:
+            assert isinstance(answer, RequestFailed) and "2 times in a row" in str(answer)
+        else:
+            assert not isinstance(answer, BaseException) and tokens_of(answer) == expected(request)
+    assert client.restarts == 2
 
 
 async def test_an_exception_of_the_engine_restarts_it(start: Start) -> None:

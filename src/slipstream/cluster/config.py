@@ -52,9 +52,11 @@ class RestartPolicy:
         Restarts in a row after which the next death is final.
     settle_seconds
         A worker that was ready for this long ends the row: the next death counts as the first.
+    suspect_after
+        Deaths in a row that a request may be part of without getting a token. Then it may be what kills the worker: it
+        is replayed while no other suspect runs, until it gets one.
     max_fruitless
-        Deaths in a row that one request may be part of without getting a token. Then it fails: it may be what kills
-        the worker, and the other requests should not go down with it.
+        The same, after which it fails: the other requests should not go down with it.
     hang_timeout
         Seconds without a sign of life, while requests are running, after which a worker is killed. A step sends one.
     shutdown_timeout
@@ -64,7 +66,8 @@ class RestartPolicy:
     delays: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
     max_restarts: int = 8
     settle_seconds: float = 60.0
-    max_fruitless: int = 5
+    suspect_after: int = 2
+    max_fruitless: int = 3
     hang_timeout: float = 120.0
     shutdown_timeout: float = 5.0
 

@@ -17,7 +17,8 @@ class Stream:
     Outputs that the reader has not taken are merged into one, so a slow reader costs the tokens and log probabilities
     themselves and no queue of objects. `wire_id` is the request's id on the socket: unique over the client's life, so
     that late outputs of an aborted request never reach a newer one of the same name. `sent_to` is the incarnation that
-    holds the request, None while no worker does.
+    holds the request, None while no worker does. `fruitless` counts the workers that died with it in a row without
+    giving it a token.
     """
 
     def __init__(self, request: EngineRequest, wire_id: str) -> None:
@@ -25,7 +26,7 @@ class Stream:
         self.wire_id = wire_id
         self.sent_to: int | None = None
         self.finished = False
-        self._fruitless = 0
+        self.fruitless = 0
         self._tokens: list[int] = []
         self._tokens_at_submit = 0
         self._taken = 0
@@ -54,12 +55,15 @@ class Stream:
             output_token_ids=[*self.request.output_token_ids, *self._tokens],
         )
 
-    def orphan(self) -> int:
-        """Note that the worker died with this request. Returns how many did so in a row without giving it a token."""
-        if self.sent_to is not None:
-            self._fruitless = self._fruitless + 1 if len(self._tokens) == self._tokens_at_submit else 0
-            self.sent_to = None
-        return self._fruitless
+    def orphan(self) -> None:
+        """Note that the worker that held this request died."""
+        self.fruitless = 0 if self.advanced else self.fruitless + 1
+        self.sent_to = None
+
+    @property
+    def advanced(self) -> bool:
+        """Whether it got a token since it was last submitted."""
+        return len(self._tokens) > self._tokens_at_submit
 
     def push(self, output: TokenOutput) -> None:
         """Add a step's output."""

@@ -94,6 +94,7 @@ class WorkerClient:
         self._retired = EngineStats()
         self._ready = False
         self._refusal: str | None = "the engine has not been started"
+        self._on_trial: Stream | None = None
         self._replayed = 0
 
     @property
@@ -191,6 +192,23 @@ class WorkerClient:
         if self._streams.pop(stream.wire_id, None) is not None and stream.sent_to is not None and self._ready:
             assert self._worker is not None
             self._worker.send(Abort([stream.wire_id]))
+            self._acquit(stream)
+
+    def _suspect(self, stream: Stream) -> bool:
+        return stream.fruitless >= self._policy.suspect_after
+
+    def _try_suspect(self) -> None:
+        """Run the next request that may be what kills workers: one at a time, so that no other is blamed."""
+        waiting = (stream for stream in self._streams.values() if stream.sent_to is None and self._suspect(stream))
+        self._on_trial = next(waiting, None)
+        if self._on_trial is not None:
+            self._submit([self._on_trial])
+
+    def _acquit(self, stream: Stream) -> None:
+        """A suspect got a token, or is gone: the next one may run."""
+        if stream is self._on_trial and (stream.advanced or stream.wire_id not in self._streams):
+            stream.fruitless = 0
+            self._try_suspect()
 
     def _refuse(self, why: str) -> None:
         """Take no request from now on, and fail those in flight."""
@@ -211,9 +229,10 @@ class WorkerClient:
         self._info = info
         self._refusal = None
         self._ready = True
-        if self._streams:
-            logger.info("replaying %d requests on the new worker", len(self._streams))
-            self._submit(list(self._streams.values()))
+        streams = [stream for stream in self._streams.values() if not self._suspect(stream)]
+        if streams:
+            self._submit(streams)
+        self._try_suspect()
 
     def _outputs(self, message: Outputs) -> None:
         for output in message.outputs:
@@ -223,6 +242,7 @@ class WorkerClient:
                 stream.push(output)
                 if stream.finished:
                     del self._streams[output.id]
+                self._acquit(stream)
         if message.stats is not None:
             self._stats = _with_counters(message.stats, self._retired)
             if self._on_stats is not None:
@@ -231,15 +251,15 @@ class WorkerClient:
     def _down(self, reason: str) -> None:
         self._ready = False
         self._retired = self._stats = _with_counters(EngineStats(), self._stats)
-        for stream in list(self._streams.values()):
-            held = stream.sent_to is not None
-            deaths = stream.orphan()
-            if deaths >= self._policy.max_fruitless:
-                del self._streams[stream.wire_id]
-                why = f"the request was given up: the worker died {deaths} times in a row with it: {reason}"
-                stream.fail(RequestFailed(why))
-            elif held:
+        self._on_trial = None
+        for stream in [stream for stream in self._streams.values() if stream.sent_to is not None]:
+            stream.orphan()
+            if stream.fruitless < self._policy.max_fruitless:
                 self._replayed += 1
+            else:
+                del self._streams[stream.wire_id]
+                why = f"the worker died {stream.fruitless} times in a row with it: {reason}"
+                stream.fail(RequestFailed(f"the request was given up: {why}"))
 
     def _lost(self, reason: str) -> None:
         self._refuse(f"the worker died more often than it is restarted ({self._policy.max_restarts} times): {reason}")
