@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from slipstream.api.engine import TokenLogprobs
 from slipstream.api.sampling import TokenSampling
+from slipstream.checkpoint.progress import Progress
 from slipstream.engine import request
 from slipstream.engine.memory import Budget, KVShape, pages_for
 from slipstream.engine.request import StepPlan
@@ -34,6 +34,9 @@ class RowResult:
 
 class Runner(Protocol):
     """Executes plans in order. `dispatch` returns at once, `collect` waits for the results of one dispatch."""
+
+    def rows_computed(self, plan: StepPlan) -> int:
+        """Token rows that the plan's step will compute, padding included."""
 
     def dispatch(self, plan: StepPlan) -> Any:
         """Start a step; returns its handle."""
@@ -77,9 +80,9 @@ class JaxRunner:
         wanted_pages: int,
         kv_bytes: int | None,
         max_model_len: int,
-        progress: Callable[[str, int, int], None],
-    ) -> Budget:
-        """Compile all shapes and allocate the cache; returns the memory budget that sized it.
+        progress: Progress,
+    ) -> tuple[Budget, int]:
+        """Compile all shapes and allocate the cache; returns the memory budget that sized it, and its pages.
 
         `limit`: bytes that may be used on the device. `wanted_pages`: what all slots at `max_model_len` would take. The
         largest shape is compiled first: its temporaries decide how many pages fit.
@@ -113,14 +116,17 @@ class JaxRunner:
         )
         self._state = jax.jit(lambda: self._empty_state(pages))()
         progress("compile", len(shapes) + 1, len(shapes) + 1)
-        self.num_pages = pages
-        return budget
+        return budget, pages
 
     def warm_up(self) -> None:
         """Run every shape once on empty rows, so that the first request finds code and buffers in place."""
         for shape in self._steps:
             sampled = self._run(shape, _Rows.empty(shape, self._pages_per_row, self.max_seqs))
             jax.block_until_ready(sampled)
+
+    def rows_computed(self, plan: StepPlan) -> int:
+        """Token rows of the compiled shape that the plan takes."""
+        return self._shape_of(plan).tokens
 
     def dispatch(self, plan: StepPlan) -> Dispatched:
         """Start a step. Slots that changed hands are filled first."""
@@ -129,8 +135,7 @@ class JaxRunner:
             if self._slot_owner.get(row.slot) != owner:
                 self._slot_owner[row.slot] = owner
                 self._fill_slot(row.slot, row.sequence)
-        decode_only = all(row.count == 1 and not _reads_prompt(row) for row in plan.rows)
-        shape = self.shapes.shape_for(plan.num_tokens, len(plan.rows), decode_only)
+        shape = self._shape_of(plan)
         rows = _Rows.empty(shape, self._pages_per_row, self.max_seqs)
         rows.fill(plan)
         return Dispatched(plan, self._run(shape, rows))
@@ -157,6 +162,10 @@ class JaxRunner:
             results.append(RowResult(token, own, before))
             first += row.count
         return results
+
+    def _shape_of(self, plan: StepPlan) -> Shape:
+        decode_only = all(row.count == 1 and not _reads_prompt(row) for row in plan.rows)
+        return self.shapes.shape_for(plan.num_tokens, len(plan.rows), decode_only)
 
     def _run(self, shape: Shape, rows: _Rows) -> Sampled:
         assert self._state is not None, "compile() comes first"

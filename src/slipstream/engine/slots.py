@@ -7,7 +7,7 @@ that it samples back, so the next step can start before the host has read anythi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from slipstream.api.sampling import (
 )
 
 NO_TOKEN = -1
+_NUMBERS = (
+    "temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+)  # fmt: skip
 STOP_COLUMNS = MAX_STOP_TOKENS + 16  # the user's and the checkpoint's own
 
 
@@ -73,11 +76,7 @@ class Slots:
 def slot_row(tokens: Sequence[int], prompt_len: int, sampling: TokenSampling, max_len: int) -> Slots:
     """One sequence's row, as numpy arrays without the slot axis. `tokens`: prompt and known output, at most max_len + 1."""
     seed = sampling.seed % 2**64
-    scalars = {
-        field.name: np.float32(getattr(sampling, field.name))
-        for field in fields(Slots)
-        if isinstance(getattr(sampling, field.name, None), float)
-    }
+    numbers = {name: np.float32(getattr(sampling, name)) for name in _NUMBERS}
     bad = np.full((2 * MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS), NO_TOKEN, np.int32)
     for i, word in enumerate(sampling.bad_token_ids):
         bad[i, -len(word) :] = word
@@ -93,7 +92,7 @@ def slot_row(tokens: Sequence[int], prompt_len: int, sampling: TokenSampling, ma
         bad_words=bad,
         logprobs=np.bool_(sampling.logprobs is not None),
         prompt_logprobs=np.bool_(sampling.prompt_logprobs is not None),
-        **scalars,
+        **numbers,
     )
 
 

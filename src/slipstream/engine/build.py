@@ -1,0 +1,105 @@
+"""From a checkpoint to a ready engine: weights on the device, memory sized, every shape compiled and run once."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slipstream.api.engine import EngineInfo
+from slipstream.checkpoint.loading import load
+from slipstream.checkpoint.progress import Progress, silent
+from slipstream.engine.compiles import CompileCounter, use_compile_cache
+from slipstream.engine.config import EngineConfig
+from slipstream.engine.loop import Engine
+from slipstream.engine.memory import KVShape, device_limit, gib
+from slipstream.engine.pages import PagePool
+from slipstream.engine.runner import JaxRunner
+from slipstream.engine.scheduler import Scheduler
+from slipstream.engine.shapes import ShapePolicy
+from slipstream.errors import ConfigError, OutOfMemory
+from slipstream.models.registry import ModelConfig, family
+from slipstream.spec.param import Param
+from slipstream.spec.source import Checkpoint
+
+
+def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = silent) -> Engine:
+    """An engine that can take requests. `progress` gets the stages "load" (weights) and "compile" (shapes).
+
+    Raises UnsupportedModel, CheckpointError, ConfigError or OutOfMemory, before anything large is read where possible.
+    """
+    use_compile_cache(config.compile_cache)
+    compiles = CompileCounter()
+    members = family(checkpoint.config)
+    model: ModelConfig = members.from_hf(checkpoint.config)
+    max_len = _max_model_len(config, model)
+    device = jax.local_devices()[0]
+    limit = device_limit(device, config.memory_fraction)
+    dtype = _dtype(config.dtype, jnp.dtype(jnp.float32 if device.platform == "cpu" else jnp.bfloat16))
+    kv_dtype = _dtype(config.kv_dtype, dtype)
+    kv = KVShape(model.layers, model.kv_heads, model.head_dim, config.page_size, kv_dtype)
+    pages_each = -(-max_len // config.page_size)
+    shapes = ShapePolicy(config.max_seqs, config.max_batched_tokens, pages_each)
+
+    def place(param: Param, path: str, value: np.ndarray) -> Any:
+        return jax.device_put(value.astype(dtype, copy=False), device)
+
+    weights = load(members.plan(model), checkpoint.source, place, progress=progress)
+    runner = JaxRunner(members, model, weights, kv, shapes, config.max_seqs, device)
+    started = time.monotonic()
+    budget, pages = runner.compile(
+        limit=limit,
+        wanted_pages=config.max_seqs * pages_each,
+        kv_bytes=config.kv_bytes,
+        max_model_len=max_len,
+        progress=progress,
+    )
+    runner.warm_up()
+    holds = pages * config.page_size
+    if holds < max_len and config.max_model_len is not None:
+        needed = pages_each * kv.bytes_per_page
+        raise OutOfMemory(
+            f"one sequence of {max_len} tokens needs {gib(needed)} of KV cache, {gib(pages * kv.bytes_per_page)} fit: "
+            f"lower --max-model-len to {holds}, or raise --kv-bytes or --memory-fraction"
+        )
+    max_len = min(max_len, holds)
+    info = EngineInfo(
+        model=str(checkpoint.path.name),
+        vocab_size=model.vocab_size,
+        max_model_len=max_len,
+        max_seqs=config.max_seqs,
+        max_batched_tokens=config.max_batched_tokens,
+        page_size=config.page_size,
+        num_pages=pages,
+        kv_bytes=pages * kv.bytes_per_page,
+        weight_bytes=budget.weights,
+        temporary_bytes=budget.temporaries,
+        dtype=str(dtype),
+        kv_dtype=str(kv_dtype),
+        platform=device.platform,
+        device=device.device_kind,
+        num_devices=1,
+        compile_seconds=time.monotonic() - started,
+        num_shapes=len(shapes.all()),
+    )
+    compiles.mark_ready()
+    return Engine(Scheduler(config, PagePool(pages), shapes, max_len), runner, info, compiles)
+
+
+def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    """The context asked for, or the model's own. Raises ConfigError for more than the model was made for."""
+    if config.max_model_len is None:
+        return model.max_position
+    if config.max_model_len > model.max_position:
+        raise ConfigError(
+            f"max_model_len {config.max_model_len} is more than the {model.max_position} tokens that the model was made "
+            f"for: lower --max-model-len to {model.max_position} or less"
+        )
+    return config.max_model_len
+
+
+def _dtype(name: str, default: np.dtype) -> np.dtype:
+    return default if name == "auto" else jnp.dtype(name)
