@@ -119,8 +119,8 @@ async def _client(
 
     # The server's limits protect it from strangers; the lines of one's own file are not refused for their number.
     server = ServerConfig(max_queue=1_000_000, max_body_bytes=1 << 30, request_timeout=None, log_level="warning")
-    async with application(options.model, engine, server, bars) as served:
-        transport = httpx.ASGITransport(app=served.app)
+    async with application(options.model, engine, server, bars) as app:
+        transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(
             transport=transport, base_url="http://slipstream", headers=key_headers(), timeout=None
         ) as http:

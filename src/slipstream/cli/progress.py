@@ -30,29 +30,32 @@ class StageBars(AbstractContextManager["StageBars"]):
         self._ended: set[str] = set()
         self._tasks: dict[str, TaskID] = {}
         self._bars = _bars() if err().is_terminal else None
+        self._shown = False
 
     def __enter__(self) -> StageBars:
         """Start showing."""
+        self._shown = True
         if self._bars is not None:
             self._bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        """Stop showing; finished bars stay on the screen."""
+        """Stop showing; finished bars stay on the screen. Later reports (of a restarted worker) are not shown."""
+        self._shown = False
         if self._bars is not None:
             self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         """Report that `stage` has done `done` of `total`."""
         with self._lock:
+            if not self._shown:
+                return
             begun = self._begun.setdefault(stage, time.monotonic())
             ended = total is not None and done >= total
             if self._bars is not None:
                 self._advance(self._bars, stage, done, total)
             elif ended and stage not in self._ended:
                 err().print(f"{stage}: {_amount(stage, done)} in {time.monotonic() - begun:.1f} s")
-            elif not self._ended and len(self._begun) == 1 and done == 0:
-                err().print(f"{stage} ...")
             if ended:
                 self._ended.add(stage)
 

@@ -1,0 +1,100 @@
+"""What `slipstream serve` prints when it is ready: where it is, what it holds, and two ways to try it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from slipstream.api.engine import EngineInfo
+from slipstream.cli.console import out
+from slipstream.cli.sizes import format_bytes
+
+QUESTION = "What is the capital of France?"
+
+
+class Prompting(Enum):
+    """What a model can be asked with: it decides which example is shown."""
+
+    CHAT = "chat"
+    TEXT = "text"
+    TOKENS = "tokens"
+
+
+@dataclass(frozen=True)
+class Banner:
+    """The facts. `seconds`: from the command to ready. `needs_key`: whether a request must carry an API key."""
+
+    version: str
+    model: str
+    url: str
+    info: EngineInfo
+    prompting: Prompting
+    needs_key: bool
+    seconds: float
+
+    def show(self) -> None:
+        """Print it: with colours on a terminal, plain in a pipe. Nothing is wrapped, so that it can be copied."""
+        out().print(
+            f"\nSlipstream {self.version} serves {self.model} at {self.url}", style="bold green", soft_wrap=True
+        )
+        for fact in self.facts():
+            out().print(f"  {fact}", style="dim", soft_wrap=True)
+        for title, text in (("In a shell", self.curl()), ("In Python", self.snippet())):
+            out().print(f"\n{title}:\n", style="bold", soft_wrap=True)
+            # No indent: a program that is pasted must begin at the margin.
+            out().print(text, soft_wrap=True)
+        out().print()
+
+    def facts(self) -> list[str]:
+        """What the engine is, a line each."""
+        info = self.info
+        tokens = info.num_pages * info.page_size
+        return [
+            f"{info.dtype} on {info.num_devices} x {info.device}; weights {format_bytes(info.weight_bytes)}",
+            f"KV cache {format_bytes(info.kv_bytes)} ({info.kv_dtype}): {tokens:,} tokens in {info.num_pages:,} pages; "
+            f"{info.max_seqs} sequences at a time, each of at most {info.max_model_len:,} tokens",
+            f"ready after {self.seconds:.1f} s ({info.num_shapes} step shapes, compiled or read from the cache in "
+            f"{info.compile_seconds:.1f} s)",
+            f"page {self.url}/   API {self.url}/docs   metrics {self.url}/metrics",
+        ]
+
+    def curl(self) -> str:
+        """A request that can be pasted into a shell."""
+        path, body = _CURL[self.prompting]
+        key = ' -H "Authorization: Bearer $SLIPSTREAM_API_KEY"' if self.needs_key else ""
+        return f"curl {self.url}{path} -H 'Content-Type: application/json'{key} -d '{body}'"
+
+    def snippet(self) -> str:
+        """A program for the `openai` package."""
+        key = 'os.environ["SLIPSTREAM_API_KEY"]' if self.needs_key else '"none"'
+        head = (["import os", ""] if self.needs_key else []) + [
+            "from openai import OpenAI",
+            "",
+            f'client = OpenAI(base_url="{self.url}/v1", api_key={key})',
+        ]
+        return "\n".join([*head, *_SNIPPETS[self.prompting].replace("MODEL", self.model).splitlines()])
+
+
+_CURL = {
+    Prompting.CHAT: (
+        "/v1/chat/completions",
+        f'{{"messages":[{{"role":"user","content":"{QUESTION}"}}],"temperature":0}}',
+    ),
+    Prompting.TEXT: ("/v1/completions", '{"prompt":"The capital of France is","temperature":0}'),
+    Prompting.TOKENS: ("/v1/completions", '{"prompt":[1,2,3],"temperature":0}'),
+}
+
+_SNIPPETS = {
+    Prompting.CHAT: f"""\
+stream = client.chat.completions.create(
+    model="MODEL", messages=[{{"role": "user", "content": "{QUESTION}"}}], stream=True
+)
+for chunk in stream:
+    print(chunk.choices[0].delta.content or "", end="", flush=True)""",
+    Prompting.TEXT: """\
+reply = client.completions.create(model="MODEL", prompt="The capital of France is", temperature=0)
+print(reply.choices[0].text)""",
+    Prompting.TOKENS: """\
+reply = client.completions.create(model="MODEL", prompt=[1, 2, 3], temperature=0)
+print(reply.choices[0].text)""",
+}

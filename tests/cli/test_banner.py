@@ -1,0 +1,55 @@
+"""What `serve` prints can be run as it stands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+
+from slipstream.api.engine import EngineInfo
+from slipstream.cli.banner import Banner, Prompting
+
+INFO = EngineInfo(
+    model="m", vocab_size=100, max_model_len=2048, max_seqs=32, max_batched_tokens=512, page_size=16, num_pages=1000,
+    kv_bytes=3 << 29, weight_bytes=514 << 20, temporary_bytes=1, dtype="float32", kv_dtype="float32", platform="cpu", device="cpu",
+    num_devices=1, compile_seconds=2.5, num_shapes=9,
+)  # fmt: skip
+
+
+def banner(prompting: Prompting = Prompting.CHAT, needs_key: bool = False) -> Banner:
+    return Banner("0.1.0", "smollm2-135m", "http://127.0.0.1:8000", INFO, prompting, needs_key, 6.25)
+
+
+@pytest.mark.parametrize(
+    ("prompting", "path"),
+    [
+        (Prompting.CHAT, "/v1/chat/completions"),
+        (Prompting.TEXT, "/v1/completions"),
+        (Prompting.TOKENS, "/v1/completions"),
+    ],
+)
+def test_the_curl_line_is_one_shell_command(prompting: Prompting, path: str) -> None:
+    words = shlex.split(banner(prompting).curl())
+    assert words[:2] == ["curl", "http://127.0.0.1:8000" + path]
+    body = json.loads(words[words.index("-d") + 1])
+    assert ("messages" in body) == (prompting is Prompting.CHAT)
+
+
+@pytest.mark.parametrize("prompting", list(Prompting))
+@pytest.mark.parametrize("needs_key", [False, True])
+def test_the_program_compiles_and_names_the_model(prompting: Prompting, needs_key: bool) -> None:
+    program = banner(prompting, needs_key).snippet()
+    compile(program, "snippet", "exec")
+    assert 'model="smollm2-135m"' in program
+    assert ("SLIPSTREAM_API_KEY" in program) == needs_key
+
+
+def test_a_pipe_gets_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    banner().show()
+    shown = capsys.readouterr().out
+    assert "Slipstream 0.1.0 serves smollm2-135m at http://127.0.0.1:8000" in shown
+    assert "KV cache 1.5 GiB (float32): 16,000 tokens in 1,000 pages; 32 sequences" in shown
+    assert "ready after 6.2 s" in shown
+    assert "\n" + banner().curl() + "\n" in shown
+    assert "\x1b" not in shown
