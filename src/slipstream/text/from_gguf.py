@@ -30,11 +30,6 @@ def build(vocab: GgufVocab) -> Tokenizer:
     return maker(vocab)
 
 
-def adds_bos(vocab: GgufVocab) -> bool:
-    """Whether a prompt starts with bos where the file does not say: yes for SentencePiece, by rule for BPE."""
-    return vocab.model == "llama" or split_rule(vocab.pre).add_bos
-
-
 def split_rule(pre: str | None) -> SplitRule:
     """The rule of that name. Raises CheckpointError naming the known ones."""
     rule = RULES.get(pre or "default")

@@ -56,8 +56,7 @@ class SplitRule:
     """How a family splits. `patterns` apply in order, each to the pieces that the one before left.
 
     `digits` first isolates each digit. `ignore_merges`: a word that is in the vocabulary as it is takes that id, even
-    where merges lead elsewhere. `nfc`: text is brought to Unicode's composed form first. `add_bos`: whether a prompt
-    starts with bos where the file does not say.
+    where merges lead elsewhere. `nfc`: text is brought to Unicode's composed form first.
     """
 
     patterns: tuple[str, ...]
@@ -65,7 +64,6 @@ class SplitRule:
     punctuation: bool = False
     ignore_merges: bool = False
     nfc: bool = False
-    add_bos: bool = False
 
     def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
         """The splits in order, then bytes to the printable alphabet."""
@@ -85,7 +83,7 @@ class SplitRule:
 _GPT2 = SplitRule((GPT2,))
 _NEOX = SplitRule((GPT2,), nfc=True)
 _DIGITS = SplitRule((GPT2,), digits=True)
-_LLAMA3 = SplitRule((CL100K,), ignore_merges=True, add_bos=True)
+_LLAMA3 = SplitRule((CL100K,), ignore_merges=True)
 _CL100K = SplitRule((CL100K,))
 _QWEN2 = SplitRule((QWEN2,), nfc=True)
 _PLAIN_QWEN2 = SplitRule((QWEN2,))
@@ -140,7 +138,7 @@ RULES: dict[str, SplitRule] = {
     "grok-2": _PLAIN_QWEN2,
     "kormo": _PLAIN_QWEN2,
     "seed-coder": SplitRule((SEED,)),
-    "tekken": SplitRule((TEKKEN,), ignore_merges=True, add_bos=True),
+    "tekken": SplitRule((TEKKEN,), ignore_merges=True),
     "gpt-4o": _O200K,
     "llama4": _O200K,
     "kanana2": _O200K,

@@ -21,14 +21,9 @@ def load_tokenizer(spec: TokenizerSpec) -> Tokenizer:
     """The tokenizer that a checkpoint describes. Raises CheckpointError for one that cannot be read or built."""
     if (spec.tokenizer_json is None) == (spec.vocab is None):
         raise CheckpointError("a tokenizer needs either a tokenizer.json or a GGUF vocabulary")
-    if spec.vocab is not None:
-        backend = from_gguf.build(spec.vocab)
-        default_bos = from_gguf.adds_bos(spec.vocab)
-        add_bos: bool | None = default_bos if spec.add_bos is None else spec.add_bos
-    else:
-        backend, add_bos = _read(spec), spec.add_bos
+    backend = from_gguf.build(spec.vocab) if spec.vocab is not None else _read(spec)
     return Tokenizer(
-        backend, special=spec.special, add_bos=add_bos, add_eos=spec.add_eos, templates=spec.chat_templates
+        backend, special=spec.special, add_bos=spec.add_bos, add_eos=spec.add_eos, templates=spec.chat_templates
     )
 
 
