@@ -16,7 +16,7 @@ from slipstream.engine.config import EngineConfig
 from slipstream.engine.pages import PagePool
 from slipstream.engine.policy import POLICIES
 from slipstream.engine.request import RowPlan, Sequence, Status, StepPlan
-from slipstream.engine.scheduler import Scheduler
+from slipstream.engine.scheduler import MAX_IN_FLIGHT, Scheduler
 from slipstream.engine.shapes import ShapePolicy
 
 VOCAB = 5
@@ -105,7 +105,7 @@ class Device:
 
 @dataclass
 class World:
-    """A scheduler, its device, and a loop that stays one step ahead, as the engine's does."""
+    """A scheduler, its device, and a loop that reads results `behind` steps late; the engine's reads them one late."""
 
     num_pages: int = 8
     page_size: int = 2
@@ -114,6 +114,7 @@ class World:
     max_model_len: int = 16
     policy: str = "fcfs"
     prefix_caching: bool = True
+    behind: int = 1
     requests: dict[str, EngineRequest] = field(default_factory=dict)
     right: dict[str, tuple[list[int], str]] = field(default_factory=dict)
     answers: dict[str, tuple[list[int], str]] = field(default_factory=dict)
@@ -147,25 +148,28 @@ class World:
             self.aborted.add(request_id)
 
     def step(self) -> bool:
-        """One turn of the loop: plan and start a step, then read the one before. False if nothing is left."""
+        """One turn of the loop: plan and start a step, read the one `behind` before it. False if nothing is left."""
         before = {s: (s.computed, s.in_flight) for s in self.scheduler.running}
         decoding = [s for s in self.scheduler.running if s.uncomputed == 1]
         preempted = self.scheduler.preemptions
         plan = self.scheduler.schedule()
         if plan is None:
             assert self.in_flight or not (self.scheduler.num_running or self.scheduler.num_waiting), "stuck"
-        else:
+        order = POLICIES[self.policy]
+        for s in before:
+            if s.status is Status.WAITING:
+                assert all(order(other) < order(s) for other in self.scheduler.running), "the wrong one gave way"
+        if plan is not None:
             self.check_plan(plan)
             planned = {row.sequence for row in plan.rows}
             if self.scheduler.preemptions == preempted and self.pool.available:
                 for s in decoding:
                     computed, flying = before[s]
-                    may_go_on = computed + 1 < self.max_model_len and (
-                        s.output_len + flying < s.request.sampling.max_tokens
-                    )
+                    limit = min(self.max_model_len, s.prompt_len + s.request.sampling.max_tokens)
+                    may_go_on = flying < MAX_IN_FLIGHT and computed + 1 < limit
                     assert s in planned or not may_go_on, "a decode waited although there were pages"
             self.in_flight.append((plan, self.device.run(plan)))
-        if len(self.in_flight) > (plan is not None):
+        if len(self.in_flight) > (self.behind if plan else 0):
             self.read(*self.in_flight.popleft())
         return bool(self.in_flight or self.scheduler.num_running or self.scheduler.num_waiting)
 
