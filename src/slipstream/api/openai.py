@@ -156,6 +156,10 @@ class ChatRequest(SamplingFields, kw_only=True):
         none or auto.
     add_generation_prompt
         End the rendered prompt with the start of a reply (default true).
+    continue_final_message
+        Go on with the last message in place of a new one; needs add_generation_prompt: false.
+    documents
+        Documents handed to the chat template, for those that know what to do with them.
     chat_template_kwargs
         More variables for the chat template.
     """
@@ -167,6 +171,8 @@ class ChatRequest(SamplingFields, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    documents: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -238,8 +244,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "cache_salt": (),
     "chat_template": (),
-    "continue_final_message": (False,),
-    "documents": ([],),
     "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
@@ -283,7 +287,7 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 
-Body = TypeVar("Body", ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 def parse(body: Any, kind: type[Body]) -> Body:

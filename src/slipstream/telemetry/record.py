@@ -11,7 +11,7 @@ class GenerationRecord:
     """What happened to one request. Times are seconds of the monotonic clock; `started_ns` is the wall clock's.
 
     `operation` and the sampling values are named as OpenTelemetry's gen_ai conventions name them. `finish_reasons` has
-    one entry for each choice; `error` is an error's `type`, None when all choices finished. `queue_time` is not known
+    one entry for each choice, and so has `decode_seconds`: from its first token to its last (None: no token). `error` is an error's `type`, None when all choices finished. `queue_time` is not known
     to the front and so is not here.
     """
 
@@ -30,6 +30,7 @@ class GenerationRecord:
     output_tokens: tuple[int, ...] = ()
     cached_tokens: int = 0
     first_token: float | None = None
+    decode_seconds: tuple[float | None, ...] = ()
     finish_reasons: tuple[str, ...] = ()
     error: str | None = None
     traceparent: str | None = None

@@ -1,0 +1,144 @@
+"""The application: its routes, what wraps them, and its life from the engine's start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from slipstream import __version__
+from slipstream.api.openai import ChatRequest, CompletionRequest
+from slipstream.cluster.client import EngineClient
+from slipstream.server import chat, completions
+from slipstream.server.admission import Admission
+from slipstream.server.config import ServerConfig, api_keys
+from slipstream.server.docs import docs_page, openapi
+from slipstream.server.front import Front
+from slipstream.server.generate import Generate
+from slipstream.server.metrics import Metrics
+from slipstream.server.middleware import Envelope, Errors, Guard, http_exception
+from slipstream.server.status import StatusEndpoints
+from slipstream.server.tokens import TokenEndpoints
+from slipstream.spec.source import GenerationDefaults
+from slipstream.telemetry.tracing import Tracing, open_tracing
+from slipstream.text import Tokenizer
+
+STATIC = Path(__file__).parent / "static"
+_STATS_EVERY = 0.1
+
+log = logging.getLogger("slipstream.server")
+
+
+def build_app(
+    client: EngineClient,
+    tokenizer: Tokenizer | None,
+    generation: GenerationDefaults,
+    config: ServerConfig,
+    *,
+    tracing: Tracing | None = None,
+    on_start: Callable[[BaseException | None], None] | None = None,
+) -> Starlette:
+    """The ASGI application. Its lifespan starts and closes `client`; while that loads, requests get 503.
+
+    `generation`: the checkpoint's end-of-text tokens and suggested sampling values. `tracing`: in place of the one
+    that `config.otel_endpoint` names. `on_start` is called once, when the engine is ready (None) or cannot start.
+    Raises ConfigError for settings that cannot work. `app.state.front` is the server's state.
+    """
+    front = Front(
+        client=client,
+        tokenizer=tokenizer,
+        generation=generation,
+        config=config,
+        admission=Admission(config.max_queue),
+        metrics=Metrics(),
+        tracing=tracing if tracing is not None else open_tracing(config.otel_endpoint, version=__version__),
+    )
+    status = StatusEndpoints(front)
+    tokens = TokenEndpoints(front)
+    chat_endpoint = Generate(front, "chat", ChatRequest, chat.count, chat.prepare)
+    completion_endpoint = Generate(front, "text_completion", CompletionRequest, completions.count, completions.prepare)
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat_endpoint, methods=["POST"]),
+            Route("/v1/completions", completion_endpoint, methods=["POST"]),
+            Route("/v1/models", status.models),
+            Route("/v1/models/{id:path}", status.model),
+            Route("/tokenize", tokens.tokenize, methods=["POST"]),
+            Route("/detokenize", tokens.detokenize, methods=["POST"]),
+            Route("/health", status.health),
+            Route("/ready", status.ready),
+            Route("/metrics", status.metrics),
+            Route("/version", status.version),
+            Route("/openapi.json", openapi),
+            Route("/docs", docs_page),
+            Route("/", _page),
+            Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
+        ],
+        middleware=[
+            Middleware(Envelope),
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(config.cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-Id", "Retry-After"],
+            ),
+            Middleware(Errors),
+            Middleware(Guard, keys=api_keys(config), origins=config.cors_origins),
+        ],
+        exception_handlers={HTTPException: http_exception},
+        lifespan=lambda _: _lifespan(front, on_start),
+    )
+    app.state.front = front
+    return app
+
+
+async def _page(request: Request) -> Response:
+    page = STATIC / "index.html"
+    if not page.is_file():
+        raise HTTPException(404)
+    return FileResponse(page, headers={"cache-control": "no-cache"})
+
+
+@asynccontextmanager
+async def _lifespan(front: Front, on_start: Callable[[BaseException | None], None] | None) -> AsyncIterator[None]:
+    """Start the engine beside the server, follow its statistics, and close everything at the end."""
+
+    async def start() -> None:
+        try:
+            await front.client.start()
+            front.open()
+        except Exception as error:
+            if on_start is None:
+                log.exception("the engine could not start")
+            else:
+                on_start(error)
+            return
+        if on_start is not None:
+            on_start(None)
+        while True:
+            front.follow()
+            await asyncio.sleep(_STATS_EVERY)
+
+    life = asyncio.create_task(start())
+    try:
+        yield
+    finally:
+        life.cancel()
+        with suppress(asyncio.CancelledError):
+            await life
+        await front.client.close()
+        front.pool.shutdown(wait=False, cancel_futures=True)
+        if front.tracing is not None:
+            await asyncio.to_thread(front.tracing.close)

@@ -1,0 +1,189 @@
+"""Prometheus metrics: vLLM's names, labels and buckets, so that its dashboards and gateways work, and our own beside.
+
+Latencies count from the arrival of a request's first byte at the server, not from when the engine took it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from slipstream.api.engine import EngineInfo, EngineStats
+from slipstream.telemetry.record import GenerationRecord
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+_TTFT = (
+    (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
+    + (160.0, 640.0, 2560.0)
+)  # fmt: skip
+_PER_TOKEN = (
+    (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
+)  # fmt: skip
+_LATENCY = (
+    (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0)
+    + (1920.0, 7680.0)
+)  # fmt: skip
+_STEP = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_CHOICES = (1, 2, 5, 10, 20)
+
+# name, help. Set from the engine's newest statistics.
+_GAUGES = {
+    "vllm:num_requests_running": "Sequences in the engine's steps.",
+    "vllm:num_requests_waiting": "Sequences that wait for the engine.",
+    "vllm:kv_cache_usage_perc": "Share of the KV cache in use by live sequences, 0 to 1.",
+    "slipstream:ready": "1 while a worker can take requests.",
+}
+
+# name, help, and the field of EngineStats that it follows (None: counted here).
+_COUNTERS = {
+    "vllm:prefix_cache_queries": ("Prompt tokens looked up in the prefix cache.", "prefix_queries"),
+    "vllm:prefix_cache_hits": ("Prompt tokens found in the prefix cache.", "prefix_hits"),
+    "vllm:num_preemptions": ("Sequences that lost their pages to others and are computed again.", "preemptions"),
+    "vllm:prompt_tokens": ("Prompt tokens of the sequences that have begun to answer.", None),
+    "vllm:generation_tokens": ("Tokens generated.", None),
+    "slipstream:steps": ("Steps run.", "steps"),
+    "slipstream:scheduled_tokens": ("Token rows that steps computed for a sequence.", "scheduled_tokens"),
+    "slipstream:padding_tokens": ("Token rows that steps computed for nothing.", "padded_tokens"),
+    "slipstream:compiles": ("Compilations.", "compiles"),
+    "slipstream:compiles_after_ready": ("Compilations that requests had to wait for.", "compiles_after_ready"),
+    "slipstream:worker_restarts": ("Workers started again after they died.", None),
+}
+
+_NAMES = ("model_name", "engine")
+
+
+class Metrics:
+    """All metrics of one server, in a registry of their own: empty until the engine is known."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self._series: _Series | None = None
+
+    def describe(self, info: EngineInfo, model: str) -> None:
+        """Make the series: their labels and buckets depend on the model."""
+        self._series = _Series(self.registry, info, model)
+
+    def follow(self, stats: EngineStats, *, ready: bool, restarts: int) -> None:
+        """Take the engine's newest statistics. The same ones twice count once, and counters survive a worker."""
+        if self._series is not None:
+            self._series.follow(stats, ready=ready, restarts=restarts)
+
+    def tokens(self, count: int, *, prompt_tokens: int, since_arrival: float, since_last: float | None) -> None:
+        """Take `count` tokens that a sequence has gained; `since_last` is None for its first ones."""
+        if self._series is not None:
+            self._series.tokens(count, prompt_tokens, since_arrival, since_last)
+
+    def observe(self, record: GenerationRecord) -> None:
+        """Take a request that has ended."""
+        if self._series is not None:
+            self._series.observe(record)
+
+    def text(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _Series:
+    """The metrics of one model."""
+
+    def __init__(self, registry: CollectorRegistry, info: EngineInfo, model: str) -> None:
+        disable_created_metrics()
+        labels = (model, "0")
+        self._gauges = {
+            name: Gauge(name, text, _NAMES, registry=registry).labels(*labels) for name, text in _GAUGES.items()
+        }
+        self._counters = {
+            name: Counter(name, text, _NAMES, registry=registry).labels(*labels)
+            for name, (text, _) in _COUNTERS.items()
+        }
+        self._histograms = {
+            name: Histogram(name, text, _NAMES, registry=registry, buckets=buckets).labels(*labels)
+            for name, (text, buckets) in _histograms(info.max_model_len).items()
+        }
+        success = Counter("vllm:request_success", "Sequences ended.", (*_NAMES, "finished_reason"), registry=registry)
+        self._success = {reason: success.labels(*labels, reason) for reason in ("stop", "length", "abort", "error")}
+        facts = {
+            "block_size": info.page_size,
+            "cache_dtype": info.kv_dtype,
+            "num_gpu_blocks": info.num_pages,
+            "kv_bytes": info.kv_bytes,
+            "engine": 0,
+        }
+        cache = Gauge("vllm:cache_config_info", "The KV cache's settings.", tuple(facts), registry=registry)
+        cache.labels(*(str(value) for value in facts.values())).set(1)
+        self._seen: EngineStats | None = None
+        self._last = EngineStats()
+        self._restarts = 0
+
+    def follow(self, stats: EngineStats, *, ready: bool, restarts: int) -> None:
+        self._gauges["slipstream:ready"].set(ready)
+        self._counters["slipstream:worker_restarts"].inc(max(0, restarts - self._restarts))
+        self._restarts = max(restarts, self._restarts)
+        if stats is self._seen:
+            return
+        self._seen = stats
+        self._gauges["vllm:num_requests_running"].set(stats.running)
+        self._gauges["vllm:num_requests_waiting"].set(stats.waiting)
+        self._gauges["vllm:kv_cache_usage_perc"].set(stats.kv_usage)
+        # A new worker starts from zero; one counter below its old value shows it.
+        followed = [(name, field) for name, (_, field) in _COUNTERS.items() if field is not None]
+        restarted = any(getattr(stats, field) < getattr(self._last, field) for _, field in followed)
+        for name, field in followed:
+            before = 0 if restarted else getattr(self._last, field)
+            self._counters[name].inc(getattr(stats, field) - before)
+        self._last = stats
+        for seconds in stats.step_seconds:
+            self._histograms["slipstream:step_seconds"].observe(seconds)
+        for count in stats.step_tokens:
+            self._histograms["vllm:iteration_tokens_total"].observe(count)
+
+    def tokens(self, count: int, prompt_tokens: int, since_arrival: float, since_last: float | None) -> None:
+        self._counters["vllm:generation_tokens"].inc(count)
+        if since_last is None:
+            self._counters["vllm:prompt_tokens"].inc(prompt_tokens)
+            self._histograms["vllm:time_to_first_token_seconds"].observe(since_arrival)
+            return
+        for _ in range(count):
+            self._histograms["vllm:inter_token_latency_seconds"].observe(since_last / count)
+
+    def observe(self, record: GenerationRecord) -> None:
+        for i, reason in enumerate(record.finish_reasons):
+            self._success[reason].inc()
+            tokens, decode = record.output_tokens[i], record.decode_seconds[i]
+            self._histograms["vllm:e2e_request_latency_seconds"].observe(record.seconds)
+            self._histograms["vllm:request_prompt_tokens"].observe(record.prompt_tokens[i // record.n])
+            self._histograms["vllm:request_generation_tokens"].observe(tokens)
+            if decode is not None:
+                self._histograms["vllm:request_decode_time_seconds"].observe(decode)
+            if decode is not None and tokens > 1:
+                self._histograms["vllm:request_time_per_output_token_seconds"].observe(decode / (tokens - 1))
+        if record.finish_reasons:
+            self._histograms["vllm:request_params_n"].observe(record.n)
+            if record.max_tokens is not None:
+                self._histograms["vllm:request_params_max_tokens"].observe(record.max_tokens)
+
+
+def one_two_five(limit: int) -> tuple[int, ...]:
+    """1, 2, 5, 10, 20, 50, ... up to `limit`: vLLM's buckets for lengths."""
+    return tuple(m * 10**e for e in range(len(str(limit))) for m in (1, 2, 5) if m * 10**e <= limit)
+
+
+def _histograms(max_model_len: int) -> Mapping[str, tuple[str, tuple[float, ...]]]:
+    lengths = one_two_five(max_model_len)
+    return {
+        "vllm:time_to_first_token_seconds": ("From a request's arrival to a sequence's first token.", _TTFT),
+        "vllm:inter_token_latency_seconds": ("Between a sequence's tokens.", _PER_TOKEN),
+        "vllm:request_time_per_output_token_seconds": ("A sequence's mean time per token after the first.", _PER_TOKEN),
+        "vllm:e2e_request_latency_seconds": ("From a request's arrival to its end.", _LATENCY),
+        "vllm:request_decode_time_seconds": ("From a sequence's first token to its last.", _LATENCY),
+        "vllm:request_prompt_tokens": ("Tokens of a prompt.", lengths),
+        "vllm:request_generation_tokens": ("Tokens of a reply.", lengths),
+        "vllm:request_params_n": ("A request's n.", _CHOICES),
+        "vllm:request_params_max_tokens": ("A request's max_tokens.", lengths),
+        "vllm:iteration_tokens_total": ("Tokens of a step.", _STEP_TOKENS),
+        "slipstream:step_seconds": ("Wall time of a step.", _STEP),
+    }
