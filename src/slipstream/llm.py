@@ -1,0 +1,268 @@
+"""`LLM`: the engine in this process, for scripts and notebooks, with vLLM's calls and outputs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict, cast
+
+import msgspec
+from tqdm import tqdm
+
+from slipstream.api.engine import EngineRequest, TokenLogprobs, TokenOutput
+from slipstream.api.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
+from slipstream.api.sampling import SamplingParams, draw_seed
+from slipstream.checkpoint import Progress, open_checkpoint, resolve
+from slipstream.checkpoint.progress import silent
+from slipstream.engine.build import build
+from slipstream.engine.config import EngineConfig
+from slipstream.errors import NoTokenizer, RequestError, RequestFailed
+from slipstream.text import Tokenizer, load_tokenizer
+from slipstream.text.choice import Choice
+
+
+class TextPrompt(TypedDict):
+    """A prompt as text."""
+
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    """A prompt as token ids."""
+
+    prompt_token_ids: list[int]
+
+
+Prompt: TypeAlias = str | Sequence[int] | TextPrompt | TokensPrompt
+Message: TypeAlias = Mapping[str, Any]
+
+
+class LLM:
+    """A model that answers in this process. Not thread safe.
+
+    >>> from slipstream import LLM, SamplingParams
+    >>> llm = LLM("smollm2-135m")
+    >>> llm.generate("The capital of France is", SamplingParams(temperature=0, max_tokens=4))[0].outputs[0].text
+    ' Paris.'
+    """
+
+    def __init__(self, model: str | Path = "smollm2-135m", *, progress: Progress = silent, **settings: Any) -> None:
+        """Load `model` (a name, folder or GGUF file, see `slipstream serve`) and compile it.
+
+        `settings` are `EngineConfig`'s fields: dtype, max_seqs, max_model_len, kv_bytes, ... `progress` gets the stages
+        of the download and the start. Raises SlipstreamError's subclasses, with what to do about it.
+        """
+        config = msgspec.convert(settings, EngineConfig) if settings else EngineConfig()
+        self.checkpoint = open_checkpoint(resolve(str(model), progress=progress))
+        self.tokenizer: Tokenizer | None = (
+            None if self.checkpoint.tokenizer is None else load_tokenizer(self.checkpoint.tokenizer)
+        )
+        self.engine = build(self.checkpoint, config, progress)
+        self._ids = itertools.count()
+
+    def default_sampling_params(self) -> SamplingParams:
+        """`SamplingParams()` with the values that the checkpoint suggests."""
+        known = {name: value for name, value in self.checkpoint.generation.sampling.items() if name in _FIELDS}
+        return msgspec.convert(known, SamplingParams, strict=False)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Continue each prompt; outputs in the prompts' order. All run together, batched as they fit.
+
+        A prompt is text, token ids, or a dict with `prompt` or `prompt_token_ids`. `params`: one for all, one for each,
+        or None for the checkpoint's own. Raises RequestError for a prompt or parameter that cannot be served, before
+        anything runs.
+        """
+        each = _prompts(prompts)
+        runs = [self._run(prompt, p) for prompt, p in zip(each, self._params(params, len(each)), strict=True)]
+        with self._submitted(runs), tqdm(total=len(runs), desc="prompts", disable=not use_tqdm) as bar:
+            tokens = 0
+            for run, output in self._outputs(runs):
+                tokens += len(output.token_ids)
+                if run.output.finished:
+                    bar.update()
+                    bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.1f} tok/s")
+        return [run.output for run in runs]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several. Raises NoChatTemplate for a base model."""
+        several = bool(messages) and not isinstance(messages[0], Mapping)
+        conversations = cast(Sequence[Sequence[Message]], messages if several else [messages])
+        options = {"tools": tools, "add_generation_prompt": add_generation_prompt, **(chat_template_kwargs or {})}
+        prompts = [self._chat_prompt(conversation, options) for conversation in conversations]
+        return self.generate(prompts, params, use_tqdm=use_tqdm)
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Generator[RequestOutput, None, None]:
+        """Answer one conversation as it is made: the same `RequestOutput`, grown by each step.
+
+        Closing the iterator stops the reply.
+        """
+        prompt = self._chat_prompt(messages, {"tools": tools, **(chat_template_kwargs or {})})
+        run = self._run(prompt, params or self.default_sampling_params())
+        with self._submitted([run]):
+            for _ in self._outputs([run]):
+                yield run.output
+
+    def _chat_prompt(self, messages: Sequence[Message], options: Mapping[str, Any]) -> TokensPrompt:
+        tokenizer = self._tokenizer("a conversation")
+        return {"prompt_token_ids": tokenizer.encode_chat(tokenizer.apply_chat_template(messages, **options))}
+
+    def _tokenizer(self, what: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise NoTokenizer(f"{self.checkpoint.path} has no tokenizer: send token ids in place of {what}", param="prompt")
+        return self.tokenizer
+
+    def _params(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or self.default_sampling_params()] * count
+        if len(params) != count:
+            raise RequestError(f"{count} prompts and {len(params)} SamplingParams: send one for each, or one", param="params")
+        return list(params)
+
+    def _run(self, prompt: Prompt, params: SamplingParams) -> _Run:
+        """Everything about one prompt: its requests to the engine and the output that they fill."""
+        text = prompt if isinstance(prompt, str) else cast(Mapping[str, Any], prompt).get("prompt") if isinstance(prompt, Mapping) else None
+        if text is not None:
+            ids = self._tokenizer("text").encode(text)
+        else:
+            ids = list(prompt["prompt_token_ids"] if isinstance(prompt, Mapping) else cast(Sequence[int], prompt))  # type: ignore[typeddict-item]
+        left = max(1, self.engine.info.max_model_len - len(ids))
+        seed = draw_seed() if params.seed is None else params.seed
+        name = str(next(self._ids))
+        tokenizer = self.tokenizer if params.detokenize else None
+        if params.stop_strings and tokenizer is None:
+            raise RequestError("stop strings need text: leave out stop, or set detokenize", param="stop")
+        choices = []
+        for child in range(params.n):
+            sampling = params.for_tokens(
+                child=child,
+                seed=seed,
+                max_tokens=min(params.max_tokens or left, left),
+                eos_token_ids=self.checkpoint.generation.eos_token_ids,
+                vocab_size=self.engine.info.vocab_size,
+                encode_bad_word=None if self.tokenizer is None else self.tokenizer.bad_word_ids,
+            )
+            choices.append(
+                Choice(
+                    child,
+                    EngineRequest(id=f"{name}-{child}", prompt_token_ids=ids, sampling=sampling),
+                    tokenizer,
+                    stop=params.stop_strings,
+                    skip_special=params.skip_special_tokens,
+                    include_stop=params.include_stop_str_in_output,
+                    eos_token_ids=self.checkpoint.generation.eos_token_ids,
+                )
+            )
+        outputs = [
+            CompletionOutput(
+                index=choice.index,
+                text="",
+                token_ids=[],
+                cumulative_logprob=None if params.logprobs is None else 0.0,
+                logprobs=None if params.logprobs is None else [],
+            )
+            for choice in choices
+        ]
+        return _Run(RequestOutput(name, text, ids, outputs=outputs), choices, self.tokenizer)
+
+    @contextmanager
+    def _submitted(self, runs: Sequence[_Run]) -> Iterator[None]:
+        """Requests are in the engine inside the block; whatever ends it, none is left there."""
+        requests = [choice.request for run in runs for choice in run.choices]
+        try:
+            for request in requests:
+                self.engine.add(request)
+            yield
+        finally:
+            for request in requests:
+                self.engine.abort(request.id)
+
+    def _outputs(self, runs: Sequence[_Run]) -> Iterator[tuple[_Run, TokenOutput]]:
+        """Step until all runs have finished; each output is in its run's `RequestOutput` when it comes out here."""
+        owners = {choice.request.id: (run, choice) for run in runs for choice in run.choices}
+        while owners:
+            if not self.engine.has_work:
+                raise RequestFailed(f"the engine stopped with {len(owners)} requests unanswered")
+            for output in self.engine.step():
+                if output.id not in owners:
+                    continue
+                run, choice = owners[output.id]
+                if run.take(choice, output):
+                    del owners[output.id]
+                    if output.finish_reason is None:  # a stop string ended it, of which the engine knows nothing
+                        self.engine.abort(output.id)
+                yield run, output
+
+
+@dataclass
+class _Run:
+    """One prompt's way through the engine."""
+
+    output: RequestOutput
+    choices: list[Choice]
+    tokenizer: Tokenizer | None
+
+    def take(self, choice: Choice, output: TokenOutput) -> bool:
+        """Add what a step gave to one of the choices; True when that choice has ended."""
+        delta = choice.feed(output, 0.0)
+        out = self.output.outputs[choice.index]
+        out.text += delta.text
+        out.token_ids += delta.token_ids
+        if out.logprobs is not None and output.logprobs is not None:
+            for at in output.logprobs[: len(delta.token_ids)]:
+                out.logprobs.append(self._entry(at))
+                out.cumulative_logprob = (out.cumulative_logprob or 0.0) + at.logprob
+        if delta.prompt_logprobs is not None:
+            self.output.prompt_logprobs = [None, *(self._entry(at) for at in delta.prompt_logprobs)]
+        if output.cached_tokens is not None:
+            self.output.num_cached_tokens = max(self.output.num_cached_tokens, output.cached_tokens)
+        if delta.finish_reason is None:
+            return False
+        out.finish_reason = cast(FinishReason, delta.finish_reason)
+        out.stop_reason = delta.stop_reason
+        self.output.finished = all(o.finished() for o in self.output.outputs)
+        return True
+
+    def _entry(self, at: TokenLogprobs) -> dict[int, Logprob]:
+        """vLLM's form of one position: the best tokens by id, and the chosen one."""
+        best = zip(at.top_ids, at.top_logprobs, itertools.count(1), strict=False)
+        entry = {token: Logprob(logprob, rank, self._text(token)) for token, logprob, rank in best}
+        return {at.token_id: Logprob(at.logprob, at.rank, self._text(at.token_id))} | entry
+
+    def _text(self, token: int) -> str | None:
+        known = self.tokenizer is not None and token < self.tokenizer.vocab_size
+        return self.tokenizer.token_text(token) if known and self.tokenizer is not None else None
+
+
+_FIELDS = frozenset(SamplingParams.__struct_fields__)
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several, as several."""
+    if isinstance(prompts, (str, Mapping)) or (prompts and isinstance(prompts[0], int)):
+        return [cast(Prompt, prompts)]
+    return list(cast(Sequence[Prompt], prompts))
