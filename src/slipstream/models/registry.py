@@ -44,7 +44,8 @@ class Family:
 
     `from_hf(config)` -> its Config (a `ModelConfig`). `plan(c)` -> tree of Params. `forward(w, c, tokens i32[t], step,
     cache)` -> (states [t, d], cache). `unembed(w, c, states [r, d])` -> logits float32 [r, v]. `model_types` and
-    `architectures` are the names in config.json that it answers to.
+    `architectures` are the names in config.json that it answers to. `unread`: patterns (of fnmatch) of tensors in its
+    checkpoints that the plan does not ask for, such as an image tower.
     """
 
     name: str
@@ -54,26 +55,29 @@ class Family:
     plan: Callable[[Any], Any]
     forward: Callable[[Any, Any, Array, Step, KVCache], tuple[Array, KVCache]]
     unembed: Callable[[Any, Any, Array], Array]
+    unread: tuple[str, ...] = ()
 
 
-def _family(name: str, module: Any, model_types: tuple[str, ...], architectures: tuple[str, ...]) -> Family:
+def _family(
+    module: Any, model_types: tuple[str, ...], architectures: tuple[str, ...], unread: tuple[str, ...] = ()
+) -> Family:
+    name = module.__name__.rpartition(".")[2]
     functions = (module.Config.from_hf, module.plan, module.forward, module.unembed)
-    return Family(name, model_types, architectures, *functions)
+    return Family(name, model_types, architectures, *functions, unread)
 
 
 FAMILIES: Final = (
     # LLaMAForCausalLM is how the first Llama conversions spelled it.
     _family(
-        "llama",
         llama,
         ("llama", "mistral"),
         ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"),
     ),
     _family(
-        "gemma3",
         gemma3,
         ("gemma3_text", "gemma3"),
         ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+        unread=("vision_tower.*", "multi_modal_projector.*", "language_model.lm_head.weight"),
     ),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, TypeVar
 
 import jax
@@ -46,21 +47,34 @@ def stack(
 ) -> tuple[Array, KVCache]:
     """Run `block(w, x, step, cache, layer, kind) -> (x, cache)` over all layers of stacked `weights`.
 
-    Whole periods of `kinds` are scanned, with one period unrolled in the body, where each kind is static; the layers
-    that do not fill a period follow. The cache rides in the carry, never as xs and ys: those would copy it.
+    Whole periods of `kinds` are scanned, and inside a period each run of equal kinds; the layers that do not fill a
+    period follow. So a block is compiled once a run (Gemma 3: twice, and once for the rest), with its kind static.
+    The cache rides in the carry, never as xs and ys: those would copy it.
     """
     size = period(kinds)
+    Carry = tuple[Array, KVCache]
 
-    def run(first: Array, x: Array, cache: KVCache, kinds: Sequence[Kind]) -> tuple[Array, KVCache]:
-        for offset, kind in enumerate(kinds):
-            layer = first + offset
-            w = jax.tree.map(partial(layer_of, index=layer), weights)
-            x, cache = block(w, x, step, cache, layer, kind)
-        return x, cache
+    def run(carry: Carry, first: Array | int, kinds: Sequence[Kind]) -> Carry:
+        for kind, same in groupby(kinds):
+            count = len(list(same))
 
-    def body(carry: tuple[Array, KVCache], first: Array) -> tuple[tuple[Array, KVCache], None]:
-        return run(first, *carry, kinds[:size]), None
+            def one(carry: Carry, layer: Array | int, kind: Kind = kind) -> tuple[Carry, None]:
+                w = jax.tree.map(partial(layer_of, index=layer), weights)
+                return block(w, carry[0], step, carry[1], jnp.asarray(layer, jnp.int32), kind), None
 
-    whole = len(kinds) // size * size
-    (x, cache), _ = jax.lax.scan(body, (x, cache), jnp.arange(0, whole, size, dtype=jnp.int32))
-    return run(jnp.int32(whole), x, cache, kinds[whole:])
+            if count == 1:
+                carry, _ = one(carry, first)
+            else:
+                carry, _ = jax.lax.scan(one, carry, first + jnp.arange(count, dtype=jnp.int32))
+            first = first + count
+        return carry
+
+    whole = len(kinds) // size
+    if whole > 1:
+        carry, _ = jax.lax.scan(
+            lambda carry, first: (run(carry, first, kinds[:size]), None),
+            (x, cache),
+            jnp.arange(0, whole * size, size, dtype=jnp.int32),
+        )
+        return run(carry, whole * size, kinds[whole * size :])
+    return run((x, cache), 0, kinds)

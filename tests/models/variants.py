@@ -1,0 +1,75 @@
+"""Small configs of every variant of a family, as config.json would say them: used by tests, parity and goldens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 97,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "hidden_act": "silu",
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "rope_theta": 10000.0,
+}
+
+GEMMA3: dict[str, Any] = {
+    "model_type": "gemma3_text",
+    "architectures": ["Gemma3ForCausalLM"],
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 12,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 10,
+    "sliding_window": 7,
+    "rope_theta": 1000000.0,
+    "rope_local_base_freq": 10000.0,
+}
+
+
+def _scaled(**scaling: Any) -> dict[str, Any]:
+    return {**LLAMA, "rope_scaling": scaling}
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama": LLAMA,
+    "llama-tied": {**LLAMA, "tie_word_embeddings": True},
+    "llama-mha-derived-head": {**LLAMA, "head_dim": None, "num_key_value_heads": 4},
+    "llama-mqa-biased": {**LLAMA, "num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True},
+    "llama-odd-sizes": {**LLAMA, "vocab_size": 89, "hidden_size": 27, "intermediate_size": 35, "num_attention_heads": 3,
+                        "num_key_value_heads": 3, "head_dim": 10, "num_hidden_layers": 1},
+    "llama-linear": _scaled(type="linear", factor=2.5),
+    "llama-dynamic": {**_scaled(rope_type="dynamic", factor=3.0), "max_position_embeddings": 48},
+    "llama-yarn": _scaled(rope_type="yarn", factor=8.0, original_max_position_embeddings=16),
+    "llama-yarn-mscale": _scaled(rope_type="yarn", factor=8.0, original_max_position_embeddings=16, mscale=0.8,
+                                 mscale_all_dim=0.5, beta_fast=4.0, beta_slow=0.5, truncate=False),
+    "llama-yarn-attention-factor": _scaled(rope_type="yarn", factor=8.0, original_max_position_embeddings=16,
+                                           attention_factor=1.3),
+    "llama-llama3": _scaled(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                            original_max_position_embeddings=32),
+    "llama-longrope": _scaled(rope_type="longrope", factor=4.0, original_max_position_embeddings=32,
+                              short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[1.0, 2.0, 4.0, 8.0]),
+    "mistral": {**LLAMA, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 9},
+    "mistral-no-window": {**LLAMA, "model_type": "mistral", "architectures": ["MistralForCausalLM"],
+                          "sliding_window": None},
+    "gemma3": GEMMA3,
+    "gemma3-untied-gqa": {**GEMMA3, "tie_word_embeddings": False, "num_key_value_heads": 2, "num_hidden_layers": 7},
+    "gemma3-linear": {**GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    "gemma3-pattern": {**GEMMA3, "num_hidden_layers": 5, "layer_types": ["full_attention", "sliding_attention",
+                       "sliding_attention", "full_attention", "full_attention"]},
+    "gemma3-final-cap": {**GEMMA3, "final_logit_softcapping": 2.0, "num_hidden_layers": 6},
+}  # fmt: skip
