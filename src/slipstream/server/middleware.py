@@ -68,7 +68,7 @@ class Envelope:
 
 
 class Errors:
-    """Turns what endpoints raise into OpenAI's error shape. What nobody foresaw is logged and not told to the client."""
+    """Turns what endpoints raise into OpenAI's error shape. What nobody foresaw is logged, and not told."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -127,7 +127,7 @@ async def drain(server: Server, front: Front, timeout: float) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which leaves signals to `serve`: its own way ends a drained process with the signal's status."""
+    """uvicorn's server, which leaves signals to `serve`: its own way ends a drained process with a signal's status."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -152,7 +152,8 @@ def bind(config: ServerConfig) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"cannot listen on {config.host}:{config.port} ({error.strerror}): choose another --port, or 0 for a free one"
+            f"cannot listen on {config.host}:{config.port} ({error.strerror}): "
+            "choose another --port, or 0 for a free one"
         ) from None
     listener.setblocking(False)
     return listener

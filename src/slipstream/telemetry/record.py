@@ -10,9 +10,10 @@ from typing import Literal
 class GenerationRecord:
     """What happened to one request. Times are seconds of the monotonic clock; `started_ns` is the wall clock's.
 
-    `operation` and the sampling values are named as OpenTelemetry's gen_ai conventions name them. `finish_reasons` has
-    one entry for each choice, and so has `decode_seconds`: from its first token to its last (None: no token). `error` is an error's `type`, None when all choices finished. `queue_time` is not known
-    to the front and so is not here.
+    `operation` and the sampling values are named as OpenTelemetry's gen_ai conventions name them. `prompt_tokens` has
+    one entry for each prompt. `output_tokens`, `finish_reasons` and `decode_seconds` have one for each choice, the n
+    of the first prompt first; the last is the time from a choice's first token to its last (None: no token). `error`:
+    an error's code, None when all choices finished.
     """
 
     operation: Literal["chat", "text_completion"]
