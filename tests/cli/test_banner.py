@@ -12,8 +12,8 @@ from slipstream.cli.banner import Banner, Prompting
 
 INFO = EngineInfo(
     model="m", vocab_size=100, max_model_len=2048, max_seqs=32, max_batched_tokens=512, page_size=16, num_pages=1000,
-    kv_bytes=3 << 29, weight_bytes=514 << 20, temporary_bytes=1, dtype="float32", kv_dtype="float32", platform="cpu", device="cpu",
-    num_devices=1, compile_seconds=2.5, num_shapes=9,
+    kv_bytes=3 << 29, weight_bytes=514 << 20, temporary_bytes=1, dtype="float32", kv_dtype="float32",
+    platform="cpu", device="cpu", num_devices=1, compile_seconds=2.5, num_shapes=9,
 )  # fmt: skip
 
 
