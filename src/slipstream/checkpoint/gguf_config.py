@@ -19,6 +19,13 @@ from slipstream.errors import CheckpointError, UnknownConfigKeys, UnsupportedMod
 _IGNORED = frozenset({"attention.causal", "rope.scaling.finetuned", "tensor_data_layout", "pooling_type"})
 
 
+def shortest(value: int | float) -> float:
+    """The shortest decimal that names this float32: 1e-05, not 9.99999974e-06. Other numbers stay as they are."""
+    with np.errstate(over="ignore"):
+        single = np.float32(value)
+    return float(str(single)) if float(single) == value else float(value)
+
+
 class _Keys:
     """The metadata of one architecture; remembers which keys were asked for."""
 
@@ -50,13 +57,13 @@ class _Keys:
         return value
 
     def number(self, key: str, default: float | None = None) -> float | None:
-        """A finite number. A float32 is given as the shortest decimal that names it: 1e-05, not 9.99999974e-06."""
+        """A finite number (see `shortest`)."""
         value = self.raw(key)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.fail(key, f"is {value!r}, not a number")
-        return float(str(np.float32(value)))
+        return shortest(value)
 
     def text(self, key: str) -> str | None:
         value = self.raw(key)
@@ -84,7 +91,7 @@ def _shared(keys: _Keys) -> dict[str, Any]:
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
         "intermediate_size": keys.integer("feed_forward_length"),
-        "num_hidden_layers": keys.integer("block_count", most=1 << 16),
+        "num_hidden_layers": keys.integer("block_count", most=len(file.tensors)),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon", 1e-6),
@@ -92,13 +99,16 @@ def _shared(keys: _Keys) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
     for key in ("expert_count", "expert_used_count"):
-        if keys.raw(key) not in (None, 0):
+        count = keys.raw(key)
+        if count is not None and not (isinstance(count, int) and count == 0):
             raise UnsupportedModel(f"{file.path}: a mixture of experts ({keys.prefix}{key}) is not served")
     return config
 
 
 def _head_dim(keys: _Keys, default: int) -> int:
     size = keys.integer("attention.key_length", default)
+    if size < 1:
+        raise keys.fail("attention.head_count", "is larger than the embedding")
     if keys.integer("attention.value_length", size) != size:
         raise UnsupportedModel(f"{keys.file.path}: keys and values of different sizes are not served")
     if keys.integer("rope.dimension_count", size) != size:
@@ -157,7 +167,7 @@ def _rope_scaling(keys: _Keys, head_dim: int) -> dict[str, Any] | None:
 def _llama(keys: _Keys) -> dict[str, Any]:
     shared = _shared(keys)
     head_dim = _head_dim(keys, shared["hidden_size"] // shared["num_attention_heads"])
-    window = keys.raw("attention.sliding_window")
+    window = keys.integer("attention.sliding_window", 0)
     tensors = keys.file.tensors
     kind = ("mistral", "MistralForCausalLM") if window else ("llama", "LlamaForCausalLM")
     config = shared | {
@@ -169,7 +179,7 @@ def _llama(keys: _Keys) -> dict[str, Any]:
         "rope_scaling": _rope_scaling(keys, head_dim),
     }
     if window:
-        return config | {"sliding_window": keys.integer("attention.sliding_window")}
+        return config | {"sliding_window": window}
     return config | {
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
@@ -224,7 +234,8 @@ def architecture_of(file: GgufFile) -> str:
     if not isinstance(name, str) or name not in _ARCHITECTURES:
         known = ", ".join(sorted(_ARCHITECTURES))
         raise UnsupportedModel(f"{file.path}: GGUF architecture {name!r} is not served; those that are: {known}")
-    if file.metadata.get("split.count", 0) not in (0, 1):
+    parts = file.metadata.get("split.count")
+    if isinstance(parts, int) and parts > 1:
         raise UnsupportedModel(f"{file.path} is one part of a split GGUF: join them with `llama-gguf-split --merge`")
     return name
 

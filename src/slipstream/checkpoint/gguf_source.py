@@ -69,7 +69,10 @@ class GgufSource:
         """The tensor: float16 and bfloat16 as stored, everything else as float32. May be a read-only view."""
         info, row = self._tensors[name]
         values = dequantize(info.kind, self._rows(info, row))
-        return values - np.float32(row.shift) if row.shift else values
+        if not row.shift:
+            return values
+        with np.errstate(all="ignore"):
+            return values.astype(np.float32) - np.float32(row.shift)
 
     def _rows(self, info: TensorInfo, row: Row) -> np.ndarray:
         data = self._file.bytes_of(info.name)
@@ -96,7 +99,8 @@ def dequantize(kind: BlockType, data: np.ndarray) -> np.ndarray:
     blocks = data.reshape(-1, kind.size)
     values = np.empty((len(blocks), kind.block), np.float32)
     code, step = GGMLQuantizationType(kind.code), _CHUNK // kind.block
-    for start in range(0, len(blocks), step):
-        part = blocks[start : start + step]
-        values[start : start + step] = by_rows(part.reshape(1, -1), code).reshape(-1, kind.block)
+    with np.errstate(all="ignore"):  # scales that are not finite give values that are not, here as in the model
+        for start in range(0, len(blocks), step):
+            part = blocks[start : start + step]
+            values[start : start + step] = by_rows(part.reshape(1, -1), code).reshape(-1, kind.block)
     return values.reshape(*data.shape[:-1], -1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from slipstream.checkpoint.gguf_config import shortest
 from slipstream.checkpoint.gguf_file import GgufFile
 from slipstream.errors import CheckpointError
 from slipstream.spec.source import GenerationDefaults
@@ -114,7 +116,7 @@ def _vocab(file: GgufFile) -> GgufVocab | None:
         pre=pre,
         tokens=tokens,
         types=tuple(types.astype(np.int64).tolist()) if types is not None else (1,) * len(tokens),
-        scores=tuple(scores.tolist()) if scores is not None else None,
+        scores=tuple(scores.astype(np.float64).tolist()) if scores is not None else None,
         merges=merges,
         add_space_prefix=_flag(file, "add_space_prefix"),
     )
@@ -131,7 +133,7 @@ def _numbers(file: GgufFile, key: str, count: int) -> np.ndarray | None:
 
 def _token_id(file: GgufFile, key: str, count: int) -> int | None:
     value = file.metadata.get(_KEY + key)
-    if value is None or value == _NONE or value == -1:
+    if value is None or (isinstance(value, int) and value in (_NONE, -1)):
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
         raise CheckpointError(f"{file.path}: {_KEY}{key} is {value!r}; the vocabulary has {count} tokens")
@@ -156,7 +158,7 @@ def _templates(file: GgufFile) -> dict[str, str]:
 def _sampling(file: GgufFile) -> dict[str, float]:
     values = {name: file.metadata.get(f"general.sampling.{key}") for key, name in _SAMPLING.items()}
     return {
-        name: float(str(np.float32(value)))
+        name: shortest(value)
         for name, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     }

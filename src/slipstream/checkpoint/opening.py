@@ -46,6 +46,10 @@ def _open_gguf(path: Path) -> Checkpoint:
     file = GgufFile(path)
     config = gguf_config.config_of(file)
     tokenizer = gguf_tokenizer.tokenizer_of(file)
+    if tokenizer is not None and tokenizer.vocab is not None and len(tokenizer.vocab.tokens) > config["vocab_size"]:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {len(tokenizer.vocab.tokens)} tokens, the embedding {config['vocab_size']} rows"
+        )
     heads = config["num_attention_heads"], config["num_key_value_heads"]
     return Checkpoint(
         path=path,
