@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ from slipstream.engine.slots import Slots, slot_row
 from slipstream.engine.step import Batch, Sampled, State, admit, make_step
 from slipstream.kernels.ragged import KVCache
 from slipstream.models.registry import Family
+
+COMPILE_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -106,14 +109,15 @@ class JaxRunner:
                 break
             pages = fitting
         self._steps[shapes[0]] = largest
-        for done, shape in enumerate(shapes[1:], 1):
-            progress("compile", done, len(shapes) + 1)
-            self._steps[shape] = self._compile_step(shape, pages)
+        # XLA compiles without Python's lock, so two threads take little more than half of one's time.
+        with ThreadPoolExecutor(COMPILE_THREADS) as pool:
+            admission = pool.submit(self._compile_admit, pages)
+            steps = pool.map(lambda shape: self._compile_step(shape, pages), shapes[1:])
+            for done, (shape, step) in enumerate(zip(shapes[1:], steps, strict=True), 1):
+                progress("compile", done, len(shapes) + 1)
+                self._steps[shape] = step
+            self._admit = admission.result()
         progress("compile", len(shapes), len(shapes) + 1)
-        row = slot_row([], 0, TokenSampling(), max_model_len)
-        self._admit = (
-            jax.jit(admit, donate_argnums=0).lower(self._abstract_state(pages), np.int32(0), row).compile()
-        )
         self._state = jax.jit(lambda: self._empty_state(pages))()
         progress("compile", len(shapes) + 1, len(shapes) + 1)
         return budget, pages
@@ -184,6 +188,10 @@ class JaxRunner:
 
     def _abstract_state(self, pages: int) -> Any:
         return jax.eval_shape(lambda: self._empty_state(pages))
+
+    def _compile_admit(self, pages: int) -> Any:
+        row = slot_row([], 0, TokenSampling(), self._max_len)
+        return jax.jit(admit, donate_argnums=0).lower(self._abstract_state(pages), np.int32(0), row).compile()
 
     def _compile_step(self, shape: Shape, pages: int) -> Any:
         def abstract(values: np.ndarray) -> jax.ShapeDtypeStruct:
