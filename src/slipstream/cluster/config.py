@@ -9,8 +9,6 @@ import msgspec
 
 from slipstream.engine.config import EngineConfig
 
-LogFormat = Literal["text", "json"]
-
 ENGINE_FACTORY = "slipstream.cluster.worker:build_engine"
 """The engine that a worker builds: "module:function", called with (WorkerConfig, report)."""
 
@@ -36,7 +34,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     incarnation: int
     parent_pid: int
-    log_format: LogFormat = "text"
+    log_format: Literal["text", "json"] = "text"
+    log_level: str = "info"
     engine_factory: str = ENGINE_FACTORY
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
@@ -215,7 +216,8 @@ class Supervisor:
             if fatal.kind in _ERRORS:
                 return _ERRORS[fatal.kind](fatal.error)
             return WorkerError(f"the worker failed with {fatal.kind}: {fatal.error}")
-        lines = process.last_lines
+        # SIGKILL lets nobody say anything: the last lines are about something else.
+        lines = "" if process.exited.result() == -signal.SIGKILL else process.last_lines
         return WorkerError(f"the worker {process.describe_exit()}" + (f"; its last lines:\n{lines}" if lines else ""))
 
     def _deliver(self, message: FromWorker) -> None:

@@ -202,7 +202,9 @@ def main() -> None:
     os.dup2(2, 1)
     config = msgspec.json.decode(_first_line(), type=WorkerConfig)
     die_with_parent(config.parent_pid)
-    configure(format=config.log_format)
+    configure(format=config.log_format, level=config.log_level)
+    # JAX tells, as information, of each kind of device that is not there.
+    logging.getLogger("jax").setLevel(logging.WARNING)
     sys.exit(run(config))
 
 

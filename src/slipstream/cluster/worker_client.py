@@ -5,19 +5,21 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenOutput
-from slipstream.cluster.config import ENGINE_FACTORY, LogFormat, Report, RestartPolicy, WorkerConfig
+from slipstream.cluster.config import ENGINE_FACTORY, Report, RestartPolicy, WorkerConfig
 from slipstream.cluster.messages import Abort, Outputs, Submit
 from slipstream.cluster.post import Post
 from slipstream.cluster.stream import Stream
 from slipstream.cluster.supervisor import Hooks, Supervisor
 from slipstream.engine.config import EngineConfig
 from slipstream.errors import RequestFailed, Unavailable
+from slipstream.telemetry.logs import LogFormat
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +57,9 @@ class WorkerClient:
         Called with (stage, done, total) while a worker starts, also when it is restarted.
     on_stats
         Called with each report of a worker, for histograms: `stats` shows only the newest one.
-    log_format
-        How the worker writes its log lines.
+    log_format, log_level
+        How the worker writes its log lines, and the least level of them. Its standard error goes to ours, so auto asks
+        whether ours is a terminal.
     engine_factory
         What the worker builds, as "module:function"; tests put a small engine here.
     """
@@ -69,7 +72,8 @@ class WorkerClient:
         policy: RestartPolicy | None = None,
         on_progress: Report | None = None,
         on_stats: Callable[[EngineStats], None] | None = None,
-        log_format: LogFormat = "text",
+        log_format: LogFormat = "auto",
+        log_level: str = "info",
         engine_factory: str = ENGINE_FACTORY,
     ) -> None:
         self._config = WorkerConfig(
@@ -79,7 +83,8 @@ class WorkerClient:
             identity="",
             incarnation=0,
             parent_pid=os.getpid(),
-            log_format=log_format,
+            log_format=log_format if log_format != "auto" else "text" if sys.stderr.isatty() else "json",
+            log_level=log_level,
             engine_factory=engine_factory,
         )
         self._policy = policy or RestartPolicy()
