@@ -23,7 +23,7 @@ class LocalReplies:
         """Raises NoChatTemplate for a model that cannot hold a conversation."""
         if llm.tokenizer is None or not llm.tokenizer.has_chat_template:
             raise NoChatTemplate(
-                f"{model} is a base model without a chat template: use /v1/completions of a server, or name another model"
+                f"{model} has no chat template (a base model?): serve it and use /v1/completions, or name another"
             )
         self.model = model
         self._llm = llm

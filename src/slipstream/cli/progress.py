@@ -1,9 +1,10 @@
-"""Progress of long work: bars on a terminal, a line a stage in a pipe. Always on standard error."""
+"""Progress of long work: bars on a terminal, lines in a pipe. Always on standard error."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 _IN_BYTES = ("download", "check")
 """First words of the stages that count bytes; others count things."""
 
+LINE_SECONDS = 5.0
+"""In a pipe: a stage that takes longer says how far it is, with at least this distance between lines."""
+
 
 class StageBars(AbstractContextManager["StageBars"]):
     """Shows stages as they are reported. Call it with (stage, done, total), from any thread, while it is entered.
@@ -24,7 +28,10 @@ class StageBars(AbstractContextManager["StageBars"]):
     `done` and `total` share a unit: bytes for stages that start with "download" or "check". `total` None: not known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` gives seconds."""
+        self._clock = clock
+        self._next_line: dict[str, float] = {}
         self._lock = threading.Lock()
         self._begun: dict[str, float] = {}
         self._ended: set[str] = set()
@@ -50,14 +57,22 @@ class StageBars(AbstractContextManager["StageBars"]):
         with self._lock:
             if not self._shown:
                 return
-            begun = self._begun.setdefault(stage, time.monotonic())
+            now = self._clock()
+            begun = self._begun.setdefault(stage, now)
             ended = total is not None and done >= total
             if self._bars is not None:
                 self._advance(self._bars, stage, done, total)
-            elif ended and stage not in self._ended:
-                err().print(f"{stage}: {_amount(stage, done)} in {time.monotonic() - begun:.1f} s")
+            elif stage not in self._ended:
+                self._print_line(stage, done, total, ended=ended, seconds=now - begun)
             if ended:
                 self._ended.add(stage)
+
+    def _print_line(self, stage: str, done: int, total: int | None, *, ended: bool, seconds: float) -> None:
+        if ended:
+            err().print(f"{stage}: {_amount(stage, done)} in {seconds:.1f} s")
+        elif seconds >= self._next_line.get(stage, LINE_SECONDS):
+            self._next_line[stage] = seconds + LINE_SECONDS
+            err().print(f"{stage}: {_amount(stage, done, total)} ...")
 
     def _advance(self, bars: Progress, stage: str, done: int, total: int | None) -> None:
         if stage not in self._tasks:
