@@ -39,6 +39,10 @@ class WorkerError(SlipstreamError):
     """A worker process failed to start, or died more often than the supervisor restarts it."""
 
 
+class EndpointError(SlipstreamError):
+    """A server that a benchmark was pointed at does not answer, refuses the key, or lists no model."""
+
+
 class RequestError(SlipstreamError):
     """A request that is refused. `status` is the HTTP status; `param` names the field at fault, `code` the reason."""
 

@@ -1,1 +1,1 @@
-"""Benchmarks that users run too."""
+"""Benchmarks that users run too: the load generator for any OpenAI endpoint."""
