@@ -1,6 +1,6 @@
-"""A small server that looks like Slipstream's to the page: static files, models, streams, metrics, and faults on demand.
+"""A small server that looks like Slipstream's to the page: static files, models, streams, metrics, faults on demand.
 
-A message starting with a word of `SCRIPTS` gets that behaviour. The headers forbid inline code and other origins, so
+The first word of a message chooses the answer or the fault. The headers forbid inline code and other origins, so
 a page that needs either fails its tests.
 """
 
@@ -31,7 +31,9 @@ XSS = (
 )
 ANSWERS = {
     "xss": XSS,
-    "markdown": "# Title\n\nSome *slanted* and **heavy** `code`.\n\n- one\n- two\n  - inner\n\n```python\nprint('<hi>')\n```",
+    "markdown": (
+        "# Title\n\nSome *slanted* and **heavy** `code`.\n\n- one\n- two\n  - inner\n\n```python\nprint('<hi>')\n```"
+    ),
     "unicode": "Grüße, 世界 🌍.",
 }
 

@@ -101,9 +101,8 @@ def test_controls_reach_the_request(page: Page, fake: Fake) -> None:
         page.get_by_label(label, exact=True).fill(value)
     ask(page, "hello")
     until(lambda: len(fake.bodies) == 1, page)
-    names = (
-        "temperature max_tokens top_p top_k min_p seed repetition_penalty frequency_penalty presence_penalty".split()
-    )
+    names = ["temperature", "max_tokens", "top_p", "top_k", "min_p", "seed"]
+    names += ["repetition_penalty", "frequency_penalty", "presence_penalty"]
     assert {name: fake.bodies[0].get(name) for name in names} == {
         name: float(value) for name, value in zip(names, values.values(), strict=True)
     }
@@ -257,7 +256,7 @@ def test_plots_move(page: Page, fake: Fake, watch: Watch) -> None:
     expect(line).to_have_attribute("d", re.compile("L"))
     before = line.get_attribute("d")
     until(lambda: line.get_attribute("d") != before, page)
-    expect(page.get_by_role("img", name=re.compile(r"Tokens per second: generated \d+"))).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile(r"Tokens/s: generated \d+"))).to_be_visible()
     expect(page.get_by_role("img", name=re.compile(r"KV cache: in use \d+ %"))).to_be_visible()
     expect(page.get_by_role("img", name=re.compile(r"Time to first token: p50 \d+ ms"))).to_be_visible()
     page.get_by_text("As a table").click()

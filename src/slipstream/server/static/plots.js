@@ -16,7 +16,7 @@ function duration(value) {
 /** Each plot: its series by key of a derived point, the least top of its axis, and how a value reads. */
 export const PLOTS = [
   {
-    title: "Tokens per second",
+    title: "Tokens/s",
     floor: 10,
     format: short,
     series: [

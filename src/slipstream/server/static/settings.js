@@ -11,7 +11,7 @@ export const FIELDS = [
   { name: "max_tokens", label: "Max tokens", min: 1, max: 2 ** 31 - 1, integer: true, preset: "512", hint: "Longest answer" },
   { name: "top_p", label: "Top p", above: 0, min: 0, max: 1, step: 0.05, hint: "Probability kept" },
   { name: "top_k", label: "Top k", min: -1, max: 2 ** 31 - 1, integer: true, hint: "Tokens kept" },
-  { name: "min_p", label: "Min p", min: 0, max: 1, step: 0.05, hint: "Of the likeliest" },
+  { name: "min_p", label: "Min p", min: 0, max: 1, step: 0.05, hint: "Share of likeliest" },
   { name: "seed", label: "Seed", min: -Number.MAX_SAFE_INTEGER, max: Number.MAX_SAFE_INTEGER, integer: true, hint: "Repeats an answer" },
   { name: "repetition_penalty", label: "Repetition", group: "Penalties", above: 0, min: 0, max: 100, step: 0.1 },
   { name: "frequency_penalty", label: "Frequency", group: "Penalties", min: -2, max: 2, step: 0.1 },
