@@ -7,9 +7,12 @@ from functools import cache
 from typing import Any
 
 import pytest
+from tokenizers import Regex, pre_tokenizers
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from slipstream.spec.tokenizer import TokenizerSpec
 from slipstream.text import Tokenizer, load_tokenizer
+from slipstream.text.pretokenizers import RULES
 from tests.golden import make_tokenizers as golden
 from tests.golden.corpus import CORPUS
 from tests.text.conftest import SPECS
@@ -66,3 +69,12 @@ def test_ids_are_those_of_sentencepiece(name: str) -> None:
             assert ours(name).encode(text, add_special=False) == judge.encode(text), text
             compared += 1
     assert compared > 500
+
+
+@pytest.mark.parametrize("name", sorted(set(GGUF_PRE_TOKENIZER_SPLITS) & set(RULES)))
+def test_words_are_split_as_transformers_splits_them(name: str) -> None:
+    """Its table holds the pattern alone: what is done before it (digits, Unicode's composed form) is not compared."""
+    theirs = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[name]), "isolated")
+    ours = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(one), "isolated") for one in RULES[name].patterns])
+    for text in texts():
+        assert ours.pre_tokenize_str(text) == theirs.pre_tokenize_str(text)

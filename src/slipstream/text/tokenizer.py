@@ -87,8 +87,9 @@ class Tokenizer:
         """
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special and not self._own_ends).ids
-        except UnicodeEncodeError as error:
-            raise RequestError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from error
+        except TypeError:
+            _refuse_surrogates(text)
+            raise
         return [*self._before, *ids, *self._after] if add_special and self._own_ends else ids
 
     def encode_chat(self, text: str) -> list[int]:
@@ -163,6 +164,14 @@ class Tokenizer:
             raise RequestError(
                 f"token id {wrong} is outside the vocabulary of {self.vocab_size}", code="invalid_token_id"
             )
+
+
+def _refuse_surrogates(text: str) -> None:
+    """Raises RequestError where `text` has no UTF-8: the library then says only that it wants a string."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from error
 
 
 def _mark_special(backend: Backend, texts: Iterable[str]) -> None:
