@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def start() -> Iterator[Start]:
         client: MemoryClient | None = None,
         tracing: Any = None,
         wait: bool = True,
+        send_buffer: int | None = None,
         **fields: Any,
     ) -> Live:
         said = (lambda _: ids(reply)) if isinstance(reply, str) else reply
@@ -92,6 +94,8 @@ def start() -> Iterator[Start]:
         generation = generation or GenerationDefaults(eos_token_ids=(EOS_ID,))
         app = build_app(client, tokenizer, generation, settings, tracing=tracing)
         listener = bind(settings)
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # its connections inherit it
         url = url_of(listener)
         server = Server(
             uvicorn.Config(app, http="httptools", lifespan="on", log_config=None, timeout_graceful_shutdown=5)
