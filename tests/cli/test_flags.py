@@ -12,12 +12,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from cyclopts import App
 
 import slipstream
+from slipstream.bench.options import ServeOptions as BenchServeOptions
 from slipstream.cli.chat import ChatOptions
 from slipstream.cli.env import EnvOptions
 from slipstream.cli.generate import GenerateOptions
 from slipstream.cli.main import build
+from slipstream.cli.models import ModelsOptions
 from slipstream.engine.config import EngineConfig
 from slipstream.server.config import ServerConfig
 
@@ -26,14 +29,23 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "chat": (ChatOptions, EngineConfig),
     "generate": (GenerateOptions, EngineConfig),
     "env": (EnvOptions,),
+    "models": (ModelsOptions,),
+    "bench serve": (BenchServeOptions,),
 }
 HOLDERS = {"self", "config", "_config", "options", "_options", "engine", "server", "settings", "engine_config"}
 """Names under which code holds settings: `config.port` reads the field `port`."""
 
 
+def _app(command: str) -> App:
+    app = build()
+    for word in command.split():
+        app = app[word]
+    return app
+
+
 @pytest.mark.parametrize("command", SETTINGS)
 def test_every_field_is_a_flag_with_a_description(command: str) -> None:
-    arguments = build()[command].assemble_argument_collection()
+    arguments = _app(command).assemble_argument_collection(parse_docstring=True)
     described = {name: argument.parameter.help for argument in arguments for name in argument.names}
     for settings in SETTINGS[command]:
         for field in dataclasses.fields(settings):

@@ -46,6 +46,7 @@ def build() -> App:
         config=[expand_sizes],
         help_on_error=False,
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
     for name, summary in COMMANDS.items():
         app.command(f"slipstream.cli.{name}:{name}", name=name, help=summary)
