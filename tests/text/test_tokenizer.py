@@ -164,6 +164,7 @@ def test_bytes_spelled_out_are_no_bytes() -> None:
         (tiny_bpe(merges=("ab",)), "'ab', which is not two tokens"),
         (tiny_bpe(types=(1,)), "262 tokens but 1 token types"),
         (tiny_bpe(tokens=("a", "b", "a"), types=(1, 1, 1), merges=()), "same token at several ids: 'a'"),
+        (tiny_llama_vocab(tokens=("x" * 10**6,), types=(1,), scores=(0.0,)), "a piece of 1000000 characters"),
         (tiny_llama_vocab(scores=None), "one score .* for each token"),
         (tiny_llama_vocab(scores=(0.0,)), "one score .* for each token"),
     ],

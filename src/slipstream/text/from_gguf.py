@@ -15,6 +15,8 @@ from slipstream.text.pretokenizers import RULES, SplitRule
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"
+# Real pieces have at most some dozens of characters; the ways to cut one grow with the square of its length.
+LONGEST_PIECE = 1024
 
 
 def build(vocab: GgufVocab) -> Tokenizer:
@@ -49,8 +51,6 @@ def _byte_level(vocab: GgufVocab) -> Tokenizer:
     if vocab.merges is None:
         raise CheckpointError("a gpt2 vocabulary needs tokenizer.ggml.merges, and the file has none")
     ids = _ids(vocab.tokens)
-    # Tokens may contain spaces only where they are no result of merges, so the first space after the first character
-    # parts the two halves.
     merges = [_halves(merge) for merge in vocab.merges]
     try:
         model = models.BPE(vocab=ids, merges=merges, ignore_merges=rule.ignore_merges)
@@ -83,8 +83,14 @@ def _sentencepiece(vocab: GgufVocab) -> Tokenizer:
         for token, kind, score in zip(tokens, vocab.types, vocab.scores, strict=True)
         if kind in (NORMAL, USER_DEFINED, UNUSED)
     ]
+    longest = max((piece for piece, _ in pieces), key=len, default="")
+    if len(longest) > LONGEST_PIECE:
+        raise CheckpointError(
+            f"the vocabulary has a piece of {len(longest)} characters; at most {LONGEST_PIECE} are read"
+        )
     unknown = next((t for t, kind in zip(tokens, vocab.types, strict=True) if kind == UNKNOWN), None)
-    unknown = unknown if unknown is not None else next((t for t in ("<unk>",) if t in ids), None)
+    if unknown is None and "<unk>" in ids:  # some writers mark it as a control token
+        unknown = "<unk>"
     model = models.BPE(
         vocab=ids,
         merges=cached_merges(pieces),
@@ -115,7 +121,8 @@ def _ids(tokens: tuple[str, ...] | list[str]) -> dict[str, int]:
 
 
 def _halves(merge: str) -> tuple[str, str]:
-    left, _, right = merge.partition(" ") if not merge.startswith(" ") else (" ", "", merge[2:])
+    """The two tokens of a merge. The byte alphabet has no space, so one parts them. Raises CheckpointError."""
+    left, _, right = merge.partition(" ")
     if not left or not right:
         raise CheckpointError(f"tokenizer.ggml.merges holds {merge!r}, which is not two tokens with a space between")
     return left, right

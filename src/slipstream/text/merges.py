@@ -36,5 +36,5 @@ def _cuts(piece: str, known: set[str]) -> list[Merge]:
     return [
         (left, right)
         for cut in range(len(piece) - 1, 0, -1)
-        if (left := piece[:cut]) in known and (right := piece[cut:]) in known
+        if (right := piece[cut:]) in known and (left := piece[:cut]) in known
     ]
