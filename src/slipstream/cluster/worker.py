@@ -28,7 +28,7 @@ from slipstream.cluster.process import FATAL_EXIT
 from slipstream.errors import RequestError, SlipstreamError
 from slipstream.telemetry.logs import configure
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("slipstream.cluster.worker")  # __name__ is __main__ here
 
 STATS_INTERVAL = 0.25
 """Least seconds between two reports while the engine works."""
