@@ -41,6 +41,15 @@ GEMMA3: dict[str, Any] = {
 }
 
 
+# A base this low puts several of the four pairs on the ramp between interpolated and kept.
+YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 100.0,
+}
+
+
 def _scaled(**scaling: Any) -> dict[str, Any]:
     return {**LLAMA, "rope_scaling": scaling}
 
@@ -54,13 +63,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
                         "num_key_value_heads": 3, "head_dim": 10, "num_hidden_layers": 1},
     "llama-linear": _scaled(type="linear", factor=2.5),
     "llama-dynamic": {**_scaled(rope_type="dynamic", factor=3.0), "max_position_embeddings": 48},
-    "llama-yarn": _scaled(rope_type="yarn", factor=8.0, original_max_position_embeddings=16),
-    "llama-yarn-mscale": _scaled(rope_type="yarn", factor=8.0, original_max_position_embeddings=16, mscale=0.8,
-                                 mscale_all_dim=0.5, beta_fast=4.0, beta_slow=0.5, truncate=False),
-    "llama-yarn-attention-factor": _scaled(rope_type="yarn", factor=8.0, original_max_position_embeddings=16,
-                                           attention_factor=1.3),
+    "llama-yarn": _scaled(**YARN),
+    "llama-yarn-mscale": _scaled(**YARN, mscale=0.8, mscale_all_dim=0.5, beta_fast=4.0, beta_slow=0.5, truncate=False),
+    "llama-yarn-attention-factor": _scaled(**YARN, attention_factor=1.3),
     "llama-llama3": _scaled(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                            original_max_position_embeddings=32),
+                            original_max_position_embeddings=96),
     "llama-longrope": _scaled(rope_type="longrope", factor=4.0, original_max_position_embeddings=32,
                               short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[1.0, 2.0, 4.0, 8.0]),
     "mistral": {**LLAMA, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 9},

@@ -93,6 +93,20 @@ class Keys:
             raise CheckpointError(f"config.json: {self._path}{name} must be at least 1, got {value}")
         return value
 
+    def positive(self, name: str, default: float | _Required = REQUIRED) -> float:
+        """A number over 0."""
+        value = self.take(name, float, default)
+        if not 0 < value < float("inf"):
+            raise CheckpointError(f"config.json: {self._path}{name} must be over 0, got {value:g}")
+        return value
+
+    def share(self, name: str, heads: int, default: int) -> int:
+        """A number of key/value heads that `heads` attention heads can share evenly."""
+        value = self.size(name, default)
+        if heads % value:
+            raise CheckpointError(f"config.json: {heads} attention heads cannot share {value} key/value heads")
+        return value
+
     def numbers(self, name: str) -> tuple[float, ...]:
         """A required list of numbers."""
         value = self._left.pop(name, None)

@@ -48,6 +48,7 @@ class Config:
         outer = Keys(config, "gemma3")
         text = outer.section("text_config")
         keys = text or outer
+        heads = keys.size("num_attention_heads", 8)
         layers, length = keys.size("num_hidden_layers", 26), keys.size("max_position_embeddings", 131_072)
         head_dim, types = keys.size("head_dim", 256), _layer_types(keys, layers)
         full, local = _ropes(keys, head_dim, length)
@@ -63,13 +64,13 @@ class Config:
             layers=layers,
             width=keys.size("hidden_size", 2304),
             hidden=keys.size("intermediate_size", 9216),
-            heads=keys.size("num_attention_heads", 8),
-            kv_heads=keys.size("num_key_value_heads", 4),
+            heads=heads,
+            kv_heads=keys.share("num_key_value_heads", heads, 4),
             head_dim=head_dim,
             max_position=length,
             norm_eps=keys.take("rms_norm_eps", float, 1e-6),
             tied=keys.take("tie_word_embeddings", bool, True),
-            score_scale=keys.take("query_pre_attn_scalar", float, 256.0) ** -0.5,
+            score_scale=keys.positive("query_pre_attn_scalar", 256.0) ** -0.5,
             score_cap=keys.optional("attn_logit_softcapping", float),
             logit_cap=keys.optional("final_logit_softcapping", float),
             kinds=tuple(kinds[t] for t in types),
@@ -99,7 +100,7 @@ def _ropes(keys: Keys, head_dim: int, length: int) -> tuple[Rope, Rope]:
     """Rotary tables of full and of sliding layers. `rope_scaling` is for the full ones alone."""
     nested = keys.section("rope_parameters")
     full, local = (nested and nested.section(name) for name in ("full_attention", "sliding_attention"))
-    base, local_base = keys.take("rope_theta", float, 1e6), keys.take("rope_local_base_freq", float, 1e4)
+    base, local_base = keys.positive("rope_theta", 1e6), keys.positive("rope_local_base_freq", 1e4)
     return (
         read_rope(keys.section("rope_scaling") or full, base=base, head_dim=head_dim, max_position=length),
         read_rope(local, base=local_base, head_dim=head_dim, max_position=length),

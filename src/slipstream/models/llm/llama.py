@@ -49,7 +49,7 @@ class Config:
         length = keys.size("max_position_embeddings", 2048)
         rope = read_rope(
             keys.section("rope_scaling") or keys.section("rope_parameters"),
-            base=keys.take("rope_theta", float, 10_000.0),
+            base=keys.positive("rope_theta", 10_000.0),
             head_dim=head_dim,
             max_position=length,
             original=keys.optional("original_max_position_embeddings", int),
@@ -65,7 +65,7 @@ class Config:
             width=width,
             hidden=keys.size("intermediate_size"),
             heads=heads,
-            kv_heads=keys.size("num_key_value_heads", heads),
+            kv_heads=keys.share("num_key_value_heads", heads, heads),
             head_dim=head_dim,
             max_position=length if rope.growth is None else int(length * rope.growth.factor),
             norm_eps=keys.take("rms_norm_eps", float, 1e-6),

@@ -78,7 +78,10 @@ class _Given:
     def pretrained(self, keys: Keys) -> int:
         """The pretraining length: config.json's own key first, then the scaling's, then max_position_embeddings."""
         stated = keys.optional("original_max_position_embeddings", int)
-        return self.original or stated or self.max_position
+        length = self.original or stated or self.max_position
+        if length < 2:
+            raise CheckpointError(f"config.json: original_max_position_embeddings must be at least 2, got {length}")
+        return length
 
 
 def _default(keys: Keys, given: _Given) -> Rope:
@@ -89,13 +92,13 @@ def _default(keys: Keys, given: _Given) -> Rope:
 
 def _linear(keys: Keys, given: _Given) -> Rope:
     """Position interpolation (Chen et al., 2023)."""
-    return _rope(given.plain / keys.take("factor", float))
+    return _rope(given.plain / keys.positive("factor"))
 
 
 def _dynamic(keys: Keys, given: _Given) -> Rope:
     """NTK-aware scaling that starts past max_position_embeddings; see Growth."""
     keys.ignore(("original_max_position_embeddings",))  # Stated by some files; transformers does not read it either.
-    return _rope(given.plain, growth=Growth(keys.take("factor", float), given.max_position))
+    return _rope(given.plain, growth=Growth(keys.positive("factor"), given.max_position))
 
 
 def _yarn(keys: Keys, given: _Given) -> Rope:
@@ -131,7 +134,7 @@ def _yarn(keys: Keys, given: _Given) -> Rope:
 def _llama3(keys: Keys, given: _Given) -> Rope:
     """Llama 3.1: wavelengths over the pretraining length / low_freq_factor are interpolated, a blend up to high."""
     original = given.pretrained(keys)
-    factor = keys.take("factor", float)
+    factor = keys.positive("factor")
     low, high = keys.take("low_freq_factor", float), keys.take("high_freq_factor", float)
     if low >= high:
         raise CheckpointError(f"config.json: low_freq_factor ({low}) must be below high_freq_factor ({high})")
@@ -191,7 +194,9 @@ def read_rope(keys: Keys | None, *, base: float, head_dim: int, max_position: in
     if kind not in SCALINGS:
         raise UnsupportedModel(f"rope type {kind!r} is not supported; there are: {', '.join(SCALINGS)}")
     keys.expect("partial_rotary_factor", 1.0)
-    theta = keys.take("rope_theta", float, base)
+    theta = keys.positive("rope_theta", base)
+    if theta <= 1:
+        raise CheckpointError(f"config.json: rope_theta must be over 1, got {theta:g}")
     return SCALINGS[kind](keys, _Given(theta, head_dim, max_position, original))
 
 
