@@ -21,7 +21,7 @@ def draw(report: Report, path: Path) -> None:
     from matplotlib.figure import Figure
 
     good = [row for row in report.rows if row.failure is None]
-    figure = Figure(figsize=(12, 4), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(13, 4), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     first, gaps, time = figure.subplots(1, 3)
     summary = report.summary
@@ -31,14 +31,15 @@ def draw(report: Report, path: Path) -> None:
     gap_title = "Between tokens" if summary.itl_of == "tokens" else "Between chunks"
     _distribution(gaps, [gap * 1000 for row in good for gap in row.gaps], gap_title, report, "itl")
     _throughput(time, report)
+    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
     figure.suptitle(
         f"{report.model}: {summary.succeeded} of {summary.requests} requests,"
         f" {summary.output_rate:,.0f} output tokens/s",
-        x=0.01,
+        x=0.012,
         ha="left",
         color=_INK,
         fontsize=12,
-        fontweight="semibold",
+        fontweight="bold",
     )
     figure.savefig(path, dpi=150)
 
@@ -65,15 +66,14 @@ def _distribution(axes: Any, values: Sequence[float], title: str, report: Report
         return
     axes.ecdf(values, color=_FIRST, linewidth=1.8)
     spread = getattr(report.summary, metric)
-    for name in ("p50", "p99"):
-        value = getattr(spread, name)
-        axes.axvline(value, color=_SOFT, linewidth=0.9, linestyle=":")
-        axes.annotate(
-            f"{name} {value:,.1f}", (value, 0.03), rotation=90, fontsize=8, color=_SOFT, ha="right", va="bottom"
-        )
-    if metric in report.summary.limits:
-        axes.axvline(report.summary.limits[metric], color=_SECOND, linewidth=1.4, linestyle="--", label="limit")
-        axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+    for style, value in ((":", spread.p50), ("-.", spread.p99)):
+        axes.axvline(value, color=_SOFT, linewidth=1, linestyle=style)
+    numbers = f"p50 {spread.p50:,.1f} (dotted), p99 {spread.p99:,.1f} (dash-dotted)"
+    limit = report.summary.limits.get(metric)
+    if limit is not None:
+        axes.axvline(limit, color=_SECOND, linewidth=1.6, linestyle="--")
+        numbers += f", limit {limit:g} (dashed)"
+    axes.set_xlabel(f"ms: {numbers}", color=_SOFT, fontsize=8.5)
     axes.set_xlim(left=0)
 
 

@@ -124,18 +124,21 @@ def _latencies(summary: Summary) -> Table:
     table.add_column("")
     for column in _COLUMNS:
         table.add_column(column, justify="right")
-    gap = "Between tokens (ITL)" if summary.itl_of == "tokens" else "Between chunks (ITL)"
     spreads: dict[str, Spread | None] = {
-        "First token (TTFT)": summary.ttft,
-        gap: summary.itl,
-        "Per output token (TPOT)": summary.tpot,
-        "End to end (E2E)": summary.e2e,
+        "TTFT": summary.ttft,
+        "ITL" if summary.itl_of == "tokens" else "ITL (chunks)": summary.itl,
+        "TPOT": summary.tpot,
+        "E2E": summary.e2e,
         "Late start": summary.late,
     }
     for name, spread in spreads.items():
-        values = [f"{getattr(spread, column):,.2f}" if spread else "-" for column in _COLUMNS]
+        values = [_milliseconds(getattr(spread, column)) if spread else "-" for column in _COLUMNS]
         table.add_row(name, *values)
     return table
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.2f}" if value < 100 else f"{value:,.1f}"
 
 
 def _errors(report: Report) -> Table:

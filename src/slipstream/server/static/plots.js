@@ -35,7 +35,7 @@ export const PLOTS = [
   },
   {
     title: "KV cache",
-    floor: 100,
+    floor: 5,
     format: (v) => `${v.toLocaleString("en", { maximumFractionDigits: v < 10 ? 1 : 0 })} %`,
     series: [{ key: "kv", label: "in use", name: "KV cache in use" }],
   },

@@ -8,7 +8,7 @@ const API_KEY = "slipstream.api-key";
 /** Limits are the server's own. `above` excludes the lower limit. Seeds past 2^53 are not exact in JavaScript. */
 export const FIELDS = [
   { name: "temperature", label: "Temperature", min: 0, max: 100, step: 0.1, preset: "0.7", hint: "0 is greedy" },
-  { name: "max_tokens", label: "Max tokens", min: 1, max: 2 ** 31 - 1, integer: true, preset: "512", hint: "Longest answer" },
+  { name: "max_tokens", label: "Max tokens", min: 1, max: 2 ** 31 - 1, integer: true, hint: "Longest answer" },
   { name: "top_p", label: "Top p", above: 0, min: 0, max: 1, step: 0.05, hint: "Probability kept" },
   { name: "top_k", label: "Top k", min: -1, max: 2 ** 31 - 1, integer: true, hint: "Tokens kept" },
   { name: "min_p", label: "Min p", min: 0, max: 1, step: 0.05, hint: "Share of likeliest" },
