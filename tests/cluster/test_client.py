@@ -52,12 +52,11 @@ async def test_a_refused_request_is_an_error_output(start: Start) -> None:
 
 async def test_two_requests_of_one_name_do_not_mix(start: Start) -> None:
     client = await start(FakeOptions(step_seconds=0.001))
-    first = request_of(1, max_tokens=100_000)
-    stream = client.generate(first)
-    await anext(stream)
-    await stream.aclose()
-    again = request_of(1, max_tokens=20, prompt=(5,))
-    assert tokens_of(await outputs_of(client, again)) == expected(again)
+    requests = [request_of(1, max_tokens=20, prompt=(n,)) for n in range(3)]
+    answers = await asyncio.gather(*(outputs_of(client, request) for request in requests))
+    for request, outputs in zip(requests, answers, strict=True):
+        assert tokens_of(outputs) == expected(request)
+        assert {output.id for output in outputs} == {"r1"}
 
 
 async def test_a_slow_reader_gets_few_large_outputs(start: Start) -> None:

@@ -62,18 +62,23 @@ async def test_32_streams_of_the_real_engine_survive_two_kills(tmp_path: Path) -
         assert client.info.vocab_size == 97
         requests = [request_of(n, 160) for n in range(32)]
         undisturbed = await asyncio.gather(*(outputs_of(client, request) for request in requests))
-        tasks = [asyncio.create_task(outputs_of(client, request)) for request in requests]
-        for _ in range(2):
-            before = client.stats.generation_tokens
-            await until(lambda start=before: client.stats.generation_tokens > start + 500, 60)
+        received: list[list[int]] = [[] for _ in requests]
+
+        async def read(request: EngineRequest, tokens: list[int]) -> None:
+            async for output in client.generate(request):
+                tokens += output.token_ids
+
+        readers = [asyncio.create_task(read(*each)) for each in zip(requests, received, strict=True)]
+        for least in (600, 1800):
+            await until(lambda least=least: sum(map(len, received)) > least, 60)
             os.kill(client.worker_pids[0], signal.SIGKILL)
             await until(lambda: not client.ready)
             await until(lambda: client.ready, 60)
-        disturbed = await asyncio.gather(*tasks)
-        assert client.restarts == 2 and client.replayed == 64
-        for request, expected, got in zip(requests, undisturbed, disturbed, strict=True):
-            assert len(tokens_of(got)) == 160
-            assert tokens_of(got) == tokens_of(expected), request.id
+        await asyncio.gather(*readers)
+        assert client.restarts == 2 and client.replayed > 32
+        for request, expected, got in zip(requests, undisturbed, received, strict=True):
+            assert len(got) == 160
+            assert got == tokens_of(expected), request.id
         assert client.stats.compiles_after_ready == 0
         stream = client.generate(request_of(1, 200))
         await anext(stream)
@@ -84,8 +89,7 @@ async def test_32_streams_of_the_real_engine_survive_two_kills(tmp_path: Path) -
 
 
 async def test_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{")
     client = WorkerClient(tmp_path, EngineConfig())
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
         await client.start()
     assert not client.ready

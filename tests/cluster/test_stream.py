@@ -1,0 +1,47 @@
+"""One request's stream, without processes: what a replay asks for, and what a reader gets."""
+
+from __future__ import annotations
+
+import pytest
+
+from slipstream.api.engine import TokenLogprobs, TokenOutput
+from slipstream.cluster.stream import Stream
+from slipstream.errors import RequestFailed
+from tests.cluster.conftest import request_of
+
+
+def test_a_replay_goes_on_from_every_token_that_came() -> None:
+    stream = Stream(request_of(1, max_tokens=9, prompt_logprobs=0, logprobs=2), "0:r1")
+    first = stream.submit(1)
+    assert (first.id, first.output_token_ids) == ("0:r1", [])
+    assert first.sampling == stream.request.sampling
+    logprobs = [TokenLogprobs(1, -1.0, 1, [], [])]
+    stream.push(TokenOutput(id="0:r1", token_ids=[4], prompt_logprobs=logprobs, cached_tokens=0))
+    stream.push(TokenOutput(id="0:r1", token_ids=[5, 6]))
+    stream.orphan()
+    replay = stream.submit(2)
+    assert replay.output_token_ids == [4, 5, 6]
+    assert replay.prompt_token_ids == first.prompt_token_ids and replay.arrival == first.arrival
+    assert replay.sampling.prompt_logprobs is None, "they came already: the engine need not compute them again"
+    assert (replay.sampling.seed, replay.sampling.logprobs) == (first.sampling.seed, 2)
+
+
+def test_deaths_without_a_token_are_counted_in_a_row() -> None:
+    stream = Stream(request_of(1), "0:r1")
+    counts = []
+    for incarnation, tokens in enumerate([[], [], [3], []], 1):
+        stream.submit(incarnation)
+        stream.push(TokenOutput(id="0:r1", token_ids=tokens))
+        stream.orphan()
+        counts.append(stream.fruitless)
+    assert counts == [1, 2, 0, 1]
+
+
+async def test_tokens_come_before_the_failure() -> None:
+    stream = Stream(request_of(1), "0:r1")
+    stream.push(TokenOutput(id="0:r1", token_ids=[1, 2]))
+    stream.fail(RequestFailed("no worker"))
+    output = await stream.take()
+    assert (output.id, output.token_ids, output.finish_reason) == ("r1", [1, 2], None)
+    with pytest.raises(RequestFailed, match="no worker"):
+        await stream.take()
