@@ -22,7 +22,7 @@ _NAME = re.compile(
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _BESIDE = (".json", ".txt", ".model", ".jinja")
 _INDEX = "model.safetensors.index.json"
-_TEMPLATES = "additional_chat_templates"
+_TEMPLATE = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ def choose(name: HubName, files: Collection[str]) -> tuple[list[str], str | None
     safetensors are preferred; a `pick` asks for a GGUF. Raises CheckpointError where there is nothing to load or
     several GGUF files and no choice among them.
     """
-    gguf = sorted(file for file in files if file.lower().endswith(".gguf"))
+    gguf = sorted(file for file in files if file.lower().endswith(".gguf") and ".." not in PurePosixPath(file).parts)
     top = sorted(file for file in files if "/" not in file)
     weights = [file for file in top if _WEIGHTS.fullmatch(file)]
     beside = [file for file in top if file.endswith(_BESIDE) and (not file.endswith(".index.json") or file == _INDEX)]
-    beside += sorted(file for file in files if PurePosixPath(file).match(f"{_TEMPLATES}/*.jinja"))
+    beside += sorted(file for file in files if _TEMPLATE.fullmatch(file))
     if weights and name.pick is None:
         return weights + beside, None
     if gguf:
@@ -84,7 +84,7 @@ def fetch(name: HubName, progress: Progress) -> Path:
     `choose`).
     """
     import huggingface_hub as hub
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         info = hub.HfApi().model_info(name.repo, revision=name.revision, files_metadata=True)
@@ -98,20 +98,29 @@ def fetch(name: HubName, progress: Progress) -> Path:
         raise ModelNotFound(
             f"https://huggingface.co has no model {name.repo}, or it is private and HF_TOKEN does not open it"
         ) from error
-    except (HfHubHTTPError, OSError, RuntimeError) as error:
-        return _cached_or_raise(name, error)
     except Exception as error:
-        # The HTTP library below huggingface_hub has changed between its versions; its errors are known by their module.
-        if not type(error).__module__.startswith(("httpx", "requests", "httpcore")):
+        if not _is_transfer_error(error):
             raise
-        return _cached_or_raise(name, error)
+        found = cached(name)
+        if found is not None:
+            return found
+        raise ModelNotFound(
+            f"huggingface.co cannot be reached ({_short(error)}), and {name.repo} is not in its cache"
+        ) from error
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     files, gguf = choose(name, sizes.keys())
     stage, total, done = f"download {name.repo}", sum(sizes[file] for file in files), 0
     path = Path()
     for file in files:
         bar = _bar(progress, stage, done, total)
-        path = Path(hub.hf_hub_download(name.repo, file, revision=info.sha, tqdm_class=bar))
+        try:
+            path = Path(hub.hf_hub_download(name.repo, file, revision=info.sha, tqdm_class=bar))
+        except Exception as error:
+            if not _is_transfer_error(error):
+                raise
+            raise ModelNotFound(
+                f"the download of {file} of {name.repo} broke off ({_short(error)}): run it again to go on with it"
+            ) from error
         done += sizes[file]
         progress(stage, done, total)
     if gguf is not None:
@@ -149,14 +158,18 @@ def _is_whole(folder: Path, files: set[str]) -> bool:
     return set(shards_of(folder / _INDEX).values()) <= files and "config.json" in files
 
 
-def _cached_or_raise(name: HubName, error: Exception) -> Path:
-    found = cached(name)
-    if found is None:
-        said = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise ModelNotFound(
-            f"huggingface.co cannot be reached ({type(error).__name__}: {said}), and {name.repo} is not in its cache"
-        ) from error
-    return found
+def _is_transfer_error(error: Exception) -> bool:
+    """Whether the network, the server or the disk failed, and not this code."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The HTTP library below huggingface_hub has changed between its versions; its errors are known by their module.
+    library = type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
+    return library or isinstance(error, HfHubHTTPError | OSError | RuntimeError)
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _bar(progress: Progress, stage: str, before: int, total: int) -> type:
@@ -191,10 +204,11 @@ class CachedRepo:
 def cached_repos() -> list[CachedRepo]:
     """All models in the Hub's cache that hold safetensors or GGUF files."""
     import huggingface_hub as hub
+    from huggingface_hub import constants
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        found = hub.scan_cache_dir()
+        found = hub.scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
         return []
     repos: list[CachedRepo] = []
@@ -203,10 +217,11 @@ def cached_repos() -> list[CachedRepo]:
             continue
         for revision in repo.revisions:
             sizes: Mapping[Path, int] = {file.file_path: file.size_on_disk for file in revision.files}
+            name = repo.repo_id if "main" in revision.refs else f"{repo.repo_id}@{revision.commit_hash}"
             if any(_WEIGHTS.fullmatch(file.name) for file in sizes):
-                repos.append(CachedRepo(repo.repo_id, revision.snapshot_path, revision.size_on_disk))
+                repos.append(CachedRepo(name, revision.snapshot_path, revision.size_on_disk))
             repos += [
-                CachedRepo(f"{repo.repo_id}:{file.relative_to(revision.snapshot_path).as_posix()}", file, size)
+                CachedRepo(f"{name}:{file.relative_to(revision.snapshot_path).as_posix()}", file, size)
                 for file, size in sorted(sizes.items())
                 if file.suffix.lower() == ".gguf"
             ]
