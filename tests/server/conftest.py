@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -33,6 +33,7 @@ class Live:
     server: Server
     loop: asyncio.AbstractEventLoop
     thread: threading.Thread
+    openai_clients: list[openai.OpenAI] = field(default_factory=list)
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Run a function in the server's loop."""
@@ -54,7 +55,10 @@ class Live:
         asyncio.run_coroutine_threadsafe(wait(), self.loop).result(25)
 
     def openai(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=options.pop("api_key", "none"), max_retries=0, **options)
+        key = options.pop("api_key", "none")
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
+        self.openai_clients.append(client)
+        return client
 
     def post(self, path: str, **options: Any) -> httpx.Response:
         return httpx.post(self.url + path, timeout=20, **options)
@@ -63,6 +67,8 @@ class Live:
         return httpx.get(self.url + path, timeout=20, **options)
 
     def stop(self) -> None:
+        for client in self.openai_clients:
+            client.close()
         self.server.should_exit = True
         self.thread.join(20)
         assert not self.thread.is_alive()
@@ -123,5 +129,4 @@ def start() -> Iterator[Start]:
 
     yield begin
     for live in running:
-        if live.thread.is_alive():
-            live.stop()
+        live.stop()

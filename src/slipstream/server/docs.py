@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def _ref(kind: type[Any]) -> dict[str, str]:
 
 def _describe(schema: dict[str, Any]) -> None:
     """Move the fields' descriptions from a type's docstring (its Parameters section) to the fields."""
-    summary, _, section = schema.get("description", "").partition("Parameters\n----------\n")
+    summary, _, section = inspect.cleandoc(schema.get("description", "")).partition("Parameters\n----------\n")
     schema["description"] = summary.strip()
     for name, text in re.findall(r"^(\w+)\n((?: {4}.*\n?)+)", section, re.MULTILINE):
         schema["properties"][name]["description"] = " ".join(text.split())
