@@ -133,19 +133,29 @@ class LLM:
 
     def _tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
-            raise NoTokenizer(f"{self.checkpoint.path} has no tokenizer: send token ids in place of {what}", param="prompt")
+            raise NoTokenizer(
+                f"{self.checkpoint.path} has no tokenizer: send token ids in place of {what}", param="prompt"
+            )
         return self.tokenizer
 
     def _params(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
             return [params or self.default_sampling_params()] * count
         if len(params) != count:
-            raise RequestError(f"{count} prompts and {len(params)} SamplingParams: send one for each, or one", param="params")
+            raise RequestError(
+                f"{count} prompts and {len(params)} SamplingParams: send one for each, or one", param="params"
+            )
         return list(params)
 
     def _run(self, prompt: Prompt, params: SamplingParams) -> _Run:
         """Everything about one prompt: its requests to the engine and the output that they fill."""
-        text = prompt if isinstance(prompt, str) else cast(Mapping[str, Any], prompt).get("prompt") if isinstance(prompt, Mapping) else None
+        text = (
+            prompt
+            if isinstance(prompt, str)
+            else cast(Mapping[str, Any], prompt).get("prompt")
+            if isinstance(prompt, Mapping)
+            else None
+        )
         if text is not None:
             ids = self._tokenizer("text").encode(text)
         else:

@@ -27,7 +27,9 @@ class Sizes:
     page: int = 4
 
 
-def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, window: int | None, cap: float | None) -> np.ndarray:
+def reference(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, window: int | None, cap: float | None
+) -> np.ndarray:
     """Attention of the last q.shape[0] positions, one query and head at a time, in float64."""
     count, heads, _ = q.shape
     length, kv_heads, _ = k.shape
@@ -123,7 +125,11 @@ def test_decode_and_mixed_equal_float64(window: int | None, cap: float | None) -
 
 @pytest.mark.parametrize(
     "sizes",
-    [Sizes(heads=1, kv_heads=1, size=3, page=1), Sizes(heads=4, kv_heads=4, page=16), Sizes(heads=5, kv_heads=1, page=7)],
+    [
+        Sizes(heads=1, kv_heads=1, size=3, page=1),
+        Sizes(heads=4, kv_heads=4, page=16),
+        Sizes(heads=5, kv_heads=1, page=7),
+    ],
 )
 def test_odd_sizes(sizes: Sizes) -> None:
     run(MIXED[1:4], 64, 3, sizes=sizes)

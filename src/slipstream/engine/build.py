@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -10,19 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from slipstream.api.engine import EngineInfo
-from slipstream.checkpoint.loading import load
+from slipstream.checkpoint.loading import check, load
 from slipstream.checkpoint.progress import Progress, silent
 from slipstream.engine.compiles import CompileCounter, use_compile_cache
 from slipstream.engine.config import EngineConfig
 from slipstream.engine.loop import Engine
-from slipstream.engine.memory import KVShape, device_limit, gib
+from slipstream.engine.memory import KVShape, device_limit
 from slipstream.engine.pages import PagePool
 from slipstream.engine.runner import JaxRunner
 from slipstream.engine.scheduler import Scheduler
 from slipstream.engine.shapes import ShapePolicy
-from slipstream.errors import ConfigError, OutOfMemory
+from slipstream.errors import ConfigError
 from slipstream.models.registry import ModelConfig, family
-from slipstream.spec.param import Param
+from slipstream.spec.param import Param, map_params
 from slipstream.spec.source import Checkpoint
 
 
@@ -47,25 +49,26 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
     def place(param: Param, path: str, value: np.ndarray) -> Any:
         return jax.device_put(value.astype(dtype, copy=False), device)
 
-    weights = load(members.plan(model), checkpoint.source, place, progress=progress)
-    runner = JaxRunner(members, model, weights, kv, shapes, config.max_seqs, device)
+    plan = members.plan(model)
+    check(plan, checkpoint.source)
+    report = _one_at_a_time(progress)
+    abstract = map_params(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), plan)
+    runner = JaxRunner(members, model, abstract, kv, shapes, config.max_seqs, device)
     started = time.monotonic()
-    budget, pages = runner.compile(
-        limit=limit,
-        wanted_pages=config.max_seqs * pages_each,
-        kv_bytes=config.kv_bytes,
-        max_model_len=max_len,
-        progress=progress,
-    )
-    runner.warm_up()
-    holds = pages * config.page_size
-    if holds < max_len and config.max_model_len is not None:
-        needed = pages_each * kv.bytes_per_page
-        raise OutOfMemory(
-            f"one sequence of {max_len} tokens needs {gib(needed)} of KV cache, {gib(pages * kv.bytes_per_page)} fit: "
-            f"lower --max-model-len to {holds}, or raise --kv-bytes or --memory-fraction"
+    with ThreadPoolExecutor(1) as pool:  # reading weights and compiling need nothing of each other
+        weights = pool.submit(load, plan, checkpoint.source, place, progress=report)
+        budget, pages = runner.compile(
+            limit=limit,
+            most_pages=config.max_seqs * pages_each,
+            least_pages=1 if config.max_model_len is None else pages_each,
+            kv_bytes=config.kv_bytes,
+            max_model_len=max_len,
+            progress=report,
         )
-    max_len = min(max_len, holds)
+        compile_seconds = time.monotonic() - started
+        runner.weights = weights.result()
+    runner.warm_up()
+    max_len = min(max_len, pages * config.page_size)
     info = EngineInfo(
         model=str(checkpoint.path.name),
         vocab_size=model.vocab_size,
@@ -82,8 +85,9 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
         platform=device.platform,
         device=device.device_kind,
         num_devices=1,
-        compile_seconds=time.monotonic() - started,
+        compile_seconds=compile_seconds,
         num_shapes=len(shapes.all()),
+        policy=config.policy,
     )
     compiles.mark_ready()
     return Engine(Scheduler(config, PagePool(pages), shapes, max_len), runner, info, compiles)
@@ -103,3 +107,14 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
 
 def _dtype(name: str, default: np.dtype) -> np.dtype:
     return default if name == "auto" else jnp.dtype(name)
+
+
+def _one_at_a_time(progress: Progress) -> Progress:
+    """`progress` for calls from several threads."""
+    lock = threading.Lock()
+
+    def report(stage: str, done: int, total: int | None) -> None:
+        with lock:
+            progress(stage, done, total)
+
+    return report

@@ -27,7 +27,7 @@ class CompileCounter:
         """Stop counting."""
         jax.monitoring.unregister_event_duration_listener(self._on_event)
 
-    def _on_event(self, event: str, duration: float, **_: object) -> None:
+    def _on_event(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == _BACKEND_COMPILE:
             self.total += 1
             self.after_ready += self._ready

@@ -60,7 +60,14 @@ class JaxRunner:
     """One model on one device. Every shape is compiled by `compile` before the first request; none is after."""
 
     def __init__(
-        self, family: Family, config: Any, weights: Any, kv: KVShape, shapes: ShapePolicy, max_seqs: int, device: jax.Device
+        self,
+        family: Family,
+        config: Any,
+        weights: Any,
+        kv: KVShape,
+        shapes: ShapePolicy,
+        max_seqs: int,
+        device: jax.Device,
     ) -> None:
         self.family = family
         self.config = config
@@ -80,25 +87,28 @@ class JaxRunner:
         self,
         *,
         limit: int,
-        wanted_pages: int,
+        most_pages: int,
+        least_pages: int,
         kv_bytes: int | None,
         max_model_len: int,
         progress: Progress,
     ) -> tuple[Budget, int]:
         """Compile all shapes and allocate the cache; returns the memory budget that sized it, and its pages.
 
-        `limit`: bytes that may be used on the device. `wanted_pages`: what all slots at `max_model_len` would take. The
-        largest shape is compiled first: its temporaries decide how many pages fit.
+        `limit`: bytes that may be used on the device. `most_pages`, `least_pages`: see `pages_for`. The largest shape is
+        compiled first: its temporaries decide how many pages fit. `weights` need not hold data yet, only shapes.
         """
         shapes = self.shapes.all()
-        weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.weights))
+        weight_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.weights))
         self._max_len = max_model_len
         self._pages_per_row = -(-max_model_len // self.kv.page_size)
         on_cpu = self.device.platform == "cpu"
 
         def size(temporaries: int) -> tuple[Budget, int]:
             budget = Budget(limit, weight_bytes, temporaries)
-            return budget, pages_for(self.kv, budget, wanted_pages=wanted_pages, kv_bytes=kv_bytes, on_cpu=on_cpu)
+            return budget, pages_for(
+                self.kv, budget, most=most_pages, least=least_pages, kv_bytes=kv_bytes, on_cpu=on_cpu
+            )
 
         progress("compile", 0, len(shapes) + 1)
         budget, pages = size(0)

@@ -133,7 +133,9 @@ def draw(logits: Array, seed: Array, position: Array) -> Array:
     target = uniform * block_ends[:, -1]
     block = jnp.sum(block_ends <= target[:, None], axis=-1)
     block = jnp.minimum(block, block_ends.shape[1] - 1)
-    before = jnp.where(block > 0, jnp.take_along_axis(block_ends, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0)
+    before = jnp.where(
+        block > 0, jnp.take_along_axis(block_ends, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0
+    )
     inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
     ends = jnp.cumsum(inside, axis=-1)
     # Rounding may put the target at or past the block's end: the last token with any weight is then the one.

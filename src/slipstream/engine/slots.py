@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,24 +77,24 @@ class Slots:
 def slot_row(tokens: Sequence[int], prompt_len: int, sampling: TokenSampling, max_len: int) -> Slots:
     """One sequence's row, as numpy arrays without the slot axis. `tokens`: prompt and known output, at most max_len + 1."""
     seed = sampling.seed % 2**64
-    numbers = {name: np.float32(getattr(sampling, name)) for name in _NUMBERS}
+    values: dict[str, Any] = {name: np.float32(getattr(sampling, name)) for name in _NUMBERS}
     bad = np.full((2 * MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS), NO_TOKEN, np.int32)
     for i, word in enumerate(sampling.bad_token_ids):
         bad[i, -len(word) :] = word
-    return Slots(
-        history=_filled(tokens, max_len + 1),
-        prompt_len=np.int32(prompt_len),
-        min_len=np.int32(prompt_len + sampling.min_tokens),
-        seed=np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
-        top_k=np.int32(sampling.top_k),
-        stop_ids=_filled(sampling.stop_token_ids, STOP_COLUMNS),
-        bias_ids=_filled([token for token, _ in sampling.logit_bias], MAX_LOGIT_BIAS),
-        bias=_filled([bias for _, bias in sampling.logit_bias], MAX_LOGIT_BIAS, np.float32(0)),
-        bad_words=bad,
-        logprobs=np.bool_(sampling.logprobs is not None),
-        prompt_logprobs=np.bool_(sampling.prompt_logprobs is not None),
-        **numbers,
-    )
+    values |= {
+        "history": _filled(tokens, max_len + 1),
+        "prompt_len": np.int32(prompt_len),
+        "min_len": np.int32(prompt_len + sampling.min_tokens),
+        "seed": np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
+        "top_k": np.int32(sampling.top_k),
+        "stop_ids": _filled(sampling.stop_token_ids, STOP_COLUMNS),
+        "bias_ids": _filled([token for token, _ in sampling.logit_bias], MAX_LOGIT_BIAS),
+        "bias": _filled([bias for _, bias in sampling.logit_bias], MAX_LOGIT_BIAS, np.float32(0)),
+        "bad_words": bad,
+        "logprobs": np.bool_(sampling.logprobs is not None),
+        "prompt_logprobs": np.bool_(sampling.prompt_logprobs is not None),
+    }
+    return Slots(**values)
 
 
 def _filled(values: Sequence[float], size: int, blank: np.generic | None = None) -> np.ndarray:

@@ -115,4 +115,3 @@ def prompt_logprobs(
 def admit(state: State, slot: Array, row: Slots) -> State:
     """Give a slot to a sequence: its tokens so far and its sampling values."""
     return State(state.cache, state.slots.admit(slot, row))
-

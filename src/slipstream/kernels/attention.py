@@ -25,11 +25,11 @@ MASKED = -1e30  # below every real score, yet finite: a fully masked row must no
 
 
 class QueryBlocks(NamedTuple):
-    """Blocks of queries, each of one row. `rows` i32[j], `tokens` i32[j, r] (t where there is none), `count` of them real."""
+    """Blocks of queries, each of one row. `rows` i32[j], `tokens` i32[j, r] (t where there is none), the first `real` of them."""
 
     rows: Array
     tokens: Array
-    count: Array
+    real: Array
 
 
 def attend(
@@ -161,5 +161,5 @@ def _attend_blocks(
         result = jnp.moveaxis(result, 3, 1).reshape(*token.shape, heads, size)
         return out.at[token].set(result, mode="drop")
 
-    groups = -(-blocks.count // group)
+    groups = -(-blocks.real // group)
     return lax.fori_loop(0, groups, one_group, out)

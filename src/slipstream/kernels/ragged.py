@@ -70,5 +70,8 @@ class Step:
         """One sequence of `tokens` tokens computed at once into pages 0, 1, ...: the full forward of tests and goldens."""
         pages = -(-tokens // page_size)
         return cls.of(
-            jnp.array([0, tokens], jnp.int32), jnp.array([tokens], jnp.int32), jnp.arange(pages, dtype=jnp.int32)[None], tokens
+            jnp.array([0, tokens], jnp.int32),
+            jnp.array([tokens], jnp.int32),
+            jnp.arange(pages, dtype=jnp.int32)[None],
+            tokens,
         )

@@ -1,0 +1,245 @@
+"""Each stage of sampling against plain numpy in float64, and the distribution of what is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slipstream.api.sampling import TokenSampling
+from slipstream.engine import sampler
+from slipstream.engine.sampler import BANNED
+from slipstream.engine.slots import Slots, slot_row
+
+VOCAB, MAX_LEN = 300, 40
+RNG = np.random.default_rng(7)
+LOGITS = (RNG.normal(size=(4, VOCAB)) * 3).astype(np.float32)
+HISTORY = RNG.integers(0, VOCAB, size=(4, 20)).tolist()
+PROMPT_LEN = 12
+
+stages = {
+    name: jax.jit(getattr(sampler, name))
+    for name in ("sample", "truncate", "penalise", "ban_words", "ban_stops", "add_bias", "draw", "logprobs_of")
+}
+
+
+def rows_of(*samplings: TokenSampling, tokens: list[list[int]] = HISTORY) -> Slots:
+    """Slots of up to four sequences of 20 tokens, 12 of them prompt."""
+    rows = [slot_row(t, PROMPT_LEN, s, MAX_LEN) for t, s in zip(tokens, samplings, strict=False)]
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *rows)
+
+
+def lengths(count: int) -> jax.Array:
+    return jnp.full(count, 20, jnp.int32)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x.astype(np.float64) - x.max())
+    return e / e.sum()
+
+
+def kept(logits: np.ndarray, order: np.ndarray, weights: np.ndarray, wanted: float) -> np.ndarray:
+    """The shortest set, first in `order`, whose weights reach `wanted`."""
+    ids = np.argsort(order, kind="stable")
+    count = int(np.searchsorted(np.cumsum(weights[ids]), wanted)) + 1
+    mask = np.zeros(len(logits), bool)
+    mask[ids[:count]] = True
+    return mask
+
+
+def top_k(x: np.ndarray, k: int) -> np.ndarray:
+    return kept(x, -x, np.ones(len(x)), k)
+
+
+def top_p(x: np.ndarray, p: float) -> np.ndarray:
+    return kept(x, -x, softmax(x), p)
+
+
+def min_p(x: np.ndarray, p: float) -> np.ndarray:
+    return softmax(x) >= p * softmax(x).max()
+
+
+def typical_p(x: np.ndarray, p: float) -> np.ndarray:
+    q = softmax(x)
+    live = q > 0
+    surprise = -np.log(q, where=live, out=np.zeros_like(q))
+    distance = np.where(live, np.abs(surprise - (q * surprise).sum()), np.inf)
+    return kept(x, distance, q, p)
+
+
+MASKS: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
+    "top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("top_k", 1), ("top_k", 7), ("top_k", 299), ("top_k", 5000), ("top_p", 0.01), ("top_p", 0.5), ("top_p", 0.95),
+     ("min_p", 0.05), ("min_p", 1.0), ("typical_p", 0.2), ("typical_p", 0.9)],
+)  # fmt: skip
+def test_each_truncation_keeps_what_numpy_keeps_and_leaves_other_rows_alone(name: str, value: float) -> None:
+    on, off = TokenSampling(**{name: value}), TokenSampling()
+    out = np.asarray(stages["truncate"](LOGITS, rows_of(on, off, on, off)))
+    for row in (0, 2):
+        np.testing.assert_array_equal(
+            out[row] > BANNED, MASKS[name](LOGITS[row], min(value, VOCAB)), err_msg=f"row {row}"
+        )
+    np.testing.assert_array_equal(out[[1, 3]], LOGITS[[1, 3]])
+
+
+def test_truncations_chain_each_on_what_the_one_before_left() -> None:
+    both = TokenSampling(top_k=30, top_p=0.8, min_p=0.02, typical_p=0.9)
+    out = np.asarray(stages["truncate"](LOGITS, rows_of(both, both, both, both)))
+    for got, row in zip(out, LOGITS, strict=True):
+        left = row.astype(np.float64)
+        for name, value in (("top_k", 30), ("top_p", 0.8), ("min_p", 0.02), ("typical_p", 0.9)):
+            left = np.where(MASKS[name](left, value), left, BANNED)
+        np.testing.assert_array_equal(got > BANNED, left > BANNED)
+
+
+def test_ties_at_the_border_stay_in() -> None:
+    x = np.zeros((1, VOCAB), np.float32)
+    x[0, :3] = 2.0
+    out = np.asarray(stages["truncate"](x, rows_of(TokenSampling(top_k=2))))
+    assert (out[0] > BANNED).sum() == 3
+
+
+def test_penalties_equal_the_formulas() -> None:
+    rows = [
+        TokenSampling(repetition_penalty=1.7),
+        TokenSampling(frequency_penalty=0.6, presence_penalty=-0.3),
+        TokenSampling(),
+        TokenSampling(repetition_penalty=0.5, frequency_penalty=-1.0, presence_penalty=2.0),
+    ]
+    history = [[*line[:17], line[15], line[15], line[3]] for line in HISTORY]
+    out = np.asarray(stages["penalise"](LOGITS, rows_of(*rows, tokens=history), lengths(4)))
+    for got, logits, tokens, s in zip(out, LOGITS, history, rows, strict=True):
+        want = logits.astype(np.float64)
+        seen = sorted(set(tokens))
+        want[seen] = np.where(want[seen] > 0, want[seen] / s.repetition_penalty, want[seen] * s.repetition_penalty)
+        counts = np.bincount(tokens[PROMPT_LEN:], minlength=VOCAB)
+        want -= counts * s.frequency_penalty + (counts > 0) * s.presence_penalty
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_tokens_past_the_length_count_for_nothing() -> None:
+    row = rows_of(TokenSampling(frequency_penalty=1.0))
+    short = np.asarray(stages["penalise"](LOGITS[:1], row, jnp.array([13], jnp.int32)))
+    changed = np.flatnonzero(short[0] != LOGITS[0])
+    np.testing.assert_array_equal(changed, [HISTORY[0][12]])
+
+
+def test_bad_words_ban_the_last_token_of_a_word_begun_in_the_output() -> None:
+    tail = HISTORY[0][17:20]
+    words = (
+        (5,),
+        (tail[2], 6),
+        (tail[0], tail[1], tail[2], 7),
+        (tail[1], 8),
+        tuple(HISTORY[0][8:20]) + (9,),
+        (tail[2], tail[2], 10),
+    )
+    out = np.asarray(stages["ban_words"](LOGITS[:1], rows_of(TokenSampling(bad_token_ids=words)), lengths(1)))
+    # 8: does not end the output; 9: its beginning reaches into the prompt; 10: only a part matches.
+    np.testing.assert_array_equal(np.flatnonzero(out[0] == BANNED), [5, 6, 7])
+
+
+def test_stop_tokens_are_banned_below_min_tokens_only() -> None:
+    below, above = (
+        TokenSampling(min_tokens=9, stop_token_ids=(3, 4)),
+        TokenSampling(min_tokens=8, stop_token_ids=(3, 4)),
+    )
+    out = np.asarray(stages["ban_stops"](LOGITS[:2], rows_of(below, above), lengths(2)))
+    np.testing.assert_array_equal(np.flatnonzero(out[0] == BANNED), [3, 4])
+    np.testing.assert_array_equal(out[1], LOGITS[1])
+
+
+def test_bias_is_added() -> None:
+    out = np.asarray(
+        stages["add_bias"](LOGITS[:2], rows_of(TokenSampling(logit_bias=((0, 2.5), (299, -100.0))), TokenSampling()))
+    )
+    want = LOGITS[:2].copy()
+    want[0, 0] += 2.5
+    want[0, 299] -= 100
+    np.testing.assert_allclose(out, want, rtol=1e-6)
+
+
+def test_logprobs_and_ranks() -> None:
+    chosen = jnp.array([4, 9, 200, int(LOGITS[3].argmax())], jnp.int32)
+    found = stages["logprobs_of"](LOGITS, chosen)
+    for i, logits in enumerate(LOGITS):
+        p = np.log(softmax(logits))
+        best = np.argsort(-logits, kind="stable")[:20]
+        np.testing.assert_allclose(found.chosen[i], p[chosen[i]], rtol=1e-5)
+        np.testing.assert_array_equal(found.top_ids[i], best)
+        np.testing.assert_allclose(found.top[i], p[best], rtol=1e-5)
+        assert found.rank[i] == (p > p[chosen[i]]).sum() + 1
+    assert found.rank[3] == 1
+
+
+def test_greedy_takes_the_best_and_all_parameters_together_stay_in_the_vocabulary() -> None:
+    greedy = TokenSampling(temperature=0)
+    full = TokenSampling(
+        temperature=0.7, top_k=9, top_p=0.9, min_p=0.01, typical_p=0.95, repetition_penalty=1.2, frequency_penalty=0.1,
+        presence_penalty=0.1, logit_bias=((1, 1.0),), min_tokens=30, stop_token_ids=(2,), bad_token_ids=((3,),), seed=5,
+    )  # fmt: skip
+    out = np.asarray(stages["sample"](LOGITS, rows_of(greedy, full, greedy, full), lengths(4)))
+    np.testing.assert_array_equal(out[[0, 2]], LOGITS[[0, 2]].argmax(axis=1))
+    assert ((out >= 0) & (out < VOCAB)).all()
+
+
+def test_everything_banned_still_gives_a_token() -> None:
+    only = TokenSampling(temperature=1.0, top_p=1e-9, min_tokens=30, stop_token_ids=tuple(range(60)))
+    x = np.full((1, 60), -5.0, np.float32)
+    token = int(stages["sample"](x, rows_of(only), lengths(1))[0])
+    assert 0 <= token < 60
+
+
+@pytest.mark.parametrize("vocab", [3, 128, 300])
+def test_draws_follow_the_distribution(vocab: int) -> None:
+    """Chi-squared of 20,000 draws at different positions with one seed, against the 99.99% quantile."""
+    draws, x = 20_000, LOGITS[0, :vocab] / 2
+    seed = jnp.array([0, 11], jnp.uint32)
+    call = jax.jit(partial(sampler.draw, jnp.broadcast_to(x, (500, vocab)), jnp.broadcast_to(seed, (500, 2))))
+    tokens = np.concatenate([call(jnp.arange(500, dtype=jnp.int32) + start) for start in range(0, draws, 500)])
+    expected = softmax(x) * draws
+    observed = np.bincount(tokens, minlength=vocab)
+    rare = expected < 5
+    cells = np.append(expected[~rare], expected[rare].sum())
+    counts = np.append(observed[~rare], observed[rare].sum())
+    cells, counts = cells[cells > 0], counts[cells > 0]
+    statistic = ((counts - cells) ** 2 / cells).sum()
+    freedom = max(len(cells) - 1, 1)
+    # Wilson and Hilferty's approximation of the quantile; 3.72 standard deviations is 99.99%.
+    limit = freedom * (1 - 2 / (9 * freedom) + 3.72 * np.sqrt(2 / (9 * freedom))) ** 3
+    assert statistic < limit
+
+
+def test_banned_tokens_are_never_drawn() -> None:
+    x = np.full((400, VOCAB), BANNED, np.float32)
+    x[:, [17, 130, 299]] = [1.0, 1.0, 1.0]
+    seeds = jnp.asarray(RNG.integers(0, 2**32, size=(400, 2), dtype=np.uint32))
+    tokens = np.asarray(stages["draw"](x, seeds, jnp.arange(400, dtype=jnp.int32)))
+    assert set(tokens.tolist()) == {17, 130, 299}
+
+
+def test_a_draw_depends_on_seed_and_position_alone() -> None:
+    hot = [TokenSampling(temperature=1.0, seed=seed) for seed in (1, 2**40 + 1, 1, 3)]
+    logits = np.broadcast_to(LOGITS[0] / 4, (4, VOCAB))
+    together = np.asarray(stages["sample"](logits, rows_of(*hot), lengths(4)))
+    alone = [int(stages["sample"](logits[:1], rows_of(s), lengths(1))[0]) for s in hot]
+    np.testing.assert_array_equal(together, alone)
+    assert together[0] == together[2]
+    at = [int(stages["sample"](logits[:1], rows_of(hot[0]), jnp.array([n], jnp.int32))[0]) for n in range(13, 33)]
+    assert len(set(at)) > 5, "positions must not share their random numbers"
+
+
+def test_seeds_differ_in_their_high_bits_too() -> None:
+    low, high = (jnp.array([word, 1], jnp.uint32) for word in (0, 256))
+    position = jnp.int32(3)
+    assert float(sampler.uniform_at(low, position)) != float(sampler.uniform_at(high, position))
