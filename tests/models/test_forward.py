@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -73,3 +76,14 @@ def test_a_window_hides_what_is_outside_it() -> None:
         changed[23 - distance] = (changed[23 - distance] + 1) % config["vocab_size"]
         logits = model.session([24], 24).step(changed)[0]
         assert (np.abs(logits[23] - base[23]).max() > 1e-3) == seen
+
+
+@pytest.mark.parametrize("name", ["llama-mqa-biased", "gemma3-untied-gqa"])
+def test_bfloat16_weights(name: str) -> None:
+    """States are bfloat16 throughout, logits float32, and both stay near the float32 ones: 8 bits of mantissa."""
+    prompt, expected = whole(name, WIDTH)
+    model = model_of(name)
+    weights = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.weights)
+    narrow = replace(model, weights=weights).session([WIDTH, WIDTH], WIDTH).step(prompt, [])[0]
+    assert narrow.dtype == np.float32
+    assert 1e-4 < difference(narrow, expected) < 0.15
