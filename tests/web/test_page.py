@@ -256,7 +256,7 @@ def test_plots_move(page: Page, fake: Fake, watch: Watch) -> None:
     expect(line).to_have_attribute("d", re.compile("L"))
     before = line.get_attribute("d")
     until(lambda: line.get_attribute("d") != before, page)
-    expect(page.get_by_role("img", name=re.compile(r"Tokens/s: generated \d+"))).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile(r"Tokens.s: generated \d+"))).to_be_visible()
     expect(page.get_by_role("img", name=re.compile(r"KV cache: in use \d+ %"))).to_be_visible()
     expect(page.get_by_role("img", name=re.compile(r"Time to first token: p50 \d+ ms"))).to_be_visible()
     page.get_by_text("As a table").click()

@@ -19,9 +19,11 @@ def draw(report: Report, path: Path) -> None:
     # The object interface, not pyplot: no global state, and no display is ever looked for.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     good = [row for row in report.rows if row.failure is None]
-    figure = Figure(figsize=(13, 4), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(13, 4), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1), facecolor="white")
     FigureCanvasAgg(figure)
     first, gaps, time = figure.subplots(1, 3)
     summary = report.summary
@@ -31,7 +33,6 @@ def draw(report: Report, path: Path) -> None:
     gap_title = "Between tokens" if summary.itl_of == "tokens" else "Between chunks"
     _distribution(gaps, [gap * 1000 for row in good for gap in row.gaps], gap_title, report, "itl")
     _throughput(time, report)
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
     figure.suptitle(
         f"{report.model}: {summary.succeeded} of {summary.requests} requests,"
         f" {summary.output_rate:,.0f} output tokens/s",
