@@ -73,7 +73,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             )
         for token, bias in (self.logit_bias or {}).items():
             if not -100 <= bias <= 100:
-                raise RequestError(f"logit_bias must be between -100 and 100, got {bias} for {token}", param="logit_bias")
+                raise RequestError(
+                    f"logit_bias must be between -100 and 100, got {bias} for {token}", param="logit_bias"
+                )
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

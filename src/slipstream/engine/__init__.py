@@ -1,1 +1,1 @@
-"""The engine: a plain-Python half that decides (request, scheduler, policy, pages, prefix, shapes) and a JAX half that computes."""
+"""The engine: a plain half that decides (scheduler, policy, pages, prefix, shapes) and a JAX half that computes."""

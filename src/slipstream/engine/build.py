@@ -99,8 +99,8 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
         return model.max_position
     if config.max_model_len > model.max_position:
         raise ConfigError(
-            f"max_model_len {config.max_model_len} is more than the {model.max_position} tokens that the model was made "
-            f"for: lower --max-model-len to {model.max_position} or less"
+            f"max_model_len {config.max_model_len} is more than the {model.max_position} tokens that the model was "
+            f"made for: lower --max-model-len to {model.max_position} or less"
         )
     return config.max_model_len
 

@@ -45,7 +45,7 @@ class Budget:
 
 
 def device_limit(device: jax.Device, fraction: float) -> int:
-    """Bytes that the engine may use on a device: `fraction` of its memory, on a CPU of what is available to the process."""
+    """Bytes that the engine may use on a device: `fraction` of its memory; on a CPU, of what the process may use."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     total = stats["bytes_limit"] if stats else read_host().memory_available
     return int(total * fraction)
@@ -54,27 +54,27 @@ def device_limit(device: jax.Device, fraction: float) -> int:
 def pages_for(kv: KVShape, budget: Budget, *, most: int, least: int, kv_bytes: int | None, on_cpu: bool) -> int:
     """Pages to allocate: at most `most` (all slots at full length), within `kv_bytes` or what the budget leaves.
 
-    Raises OutOfMemory where `kv_bytes` is more than is free, or fewer than `least` pages fit (one sequence of the length
-    that was asked for).
+    Raises OutOfMemory where `kv_bytes` is more than is free, or fewer than `least` pages fit (one sequence of the
+    length that was asked for).
     """
     if kv_bytes is not None and kv_bytes > budget.free:
         raise OutOfMemory(
-            f"KV cache of {gib(kv_bytes)} asked for, {gib(budget.free)} free beside {gib(budget.weights)} of weights and "
-            f"{gib(budget.temporaries)} of temporaries: lower --kv-bytes or raise --memory-fraction"
+            f"KV cache of {gib(kv_bytes)} asked for, {gib(budget.free)} free beside {gib(budget.weights)} of weights "
+            f"and {gib(budget.temporaries)} of temporaries: lower --kv-bytes or raise --memory-fraction"
         )
     allowed = kv_bytes if kv_bytes is not None else min(budget.free, CPU_KV_LIMIT) if on_cpu else budget.free
     pages = min(most, allowed // kv.bytes_per_page)
     if pages < 1:
         raise OutOfMemory(
-            f"a KV page takes {gib(kv.bytes_per_page)}, {gib(max(allowed, 0))} are free beside {gib(budget.weights)} of "
-            f"weights and {gib(budget.temporaries)} of temporaries: raise --memory-fraction or --kv-bytes, or choose a "
+            f"a KV page takes {gib(kv.bytes_per_page)}, {gib(max(allowed, 0))} are free beside {gib(budget.weights)} "
+            f"of weights and {gib(budget.temporaries)} of temporaries: raise --memory-fraction or --kv-bytes, or choose a "
             "smaller model"
         )
     if pages < least:
         raise OutOfMemory(
             f"one sequence of {least * kv.page_size} tokens needs {gib(least * kv.bytes_per_page)} of KV cache, "
-            f"{gib(pages * kv.bytes_per_page)} fit: lower --max-model-len to {pages * kv.page_size}, or raise --kv-bytes "
-            "or --memory-fraction"
+            f"{gib(pages * kv.bytes_per_page)} fit: lower --max-model-len to {pages * kv.page_size}, or raise "
+            "--kv-bytes or --memory-fraction"
         )
     return pages
 

@@ -28,7 +28,7 @@ COMPILE_THREADS = 4
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row's outcome: `token` if it sampled, with log probabilities if asked for; those of prompt positions likewise."""
+    """A row's outcome: `token` if it sampled, with log probabilities if asked for; so too for prompt positions."""
 
     token: int | None
     logprobs: TokenLogprobs | None
@@ -95,8 +95,8 @@ class JaxRunner:
     ) -> tuple[Budget, int]:
         """Compile all shapes and allocate the cache; returns the memory budget that sized it, and its pages.
 
-        `limit`: bytes that may be used on the device. `most_pages`, `least_pages`: see `pages_for`. The largest shape is
-        compiled first: its temporaries decide how many pages fit. `weights` need not hold data yet, only shapes.
+        `limit`: bytes that may be used on the device. `most_pages`, `least_pages`: see `pages_for`. The largest shape
+        is compiled first: its temporaries decide how many pages fit. `weights` need not hold data yet, only shapes.
         """
         shapes = self.shapes.all()
         weight_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.weights))

@@ -75,7 +75,7 @@ class Slots:
 
 
 def slot_row(tokens: Sequence[int], prompt_len: int, sampling: TokenSampling, max_len: int) -> Slots:
-    """One sequence's row, as numpy arrays without the slot axis. `tokens`: prompt and known output, at most max_len + 1."""
+    """One sequence's row, as numpy arrays without the slot axis. `tokens`: prompt and known output, to max_len + 1."""
     seed = sampling.seed % 2**64
     values: dict[str, Any] = {name: np.float32(getattr(sampling, name)) for name in _NUMBERS}
     bad = np.full((2 * MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS), NO_TOKEN, np.int32)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -25,7 +24,7 @@ MASKED = -1e30  # below every real score, yet finite: a fully masked row must no
 
 
 class QueryBlocks(NamedTuple):
-    """Blocks of queries, each of one row. `rows` i32[j], `tokens` i32[j, r] (t where there is none), the first `real` of them."""
+    """Blocks of queries, each of one row: `rows` i32[j], `tokens` i32[j, r] (t: none there), the first `real` of j."""
 
     rows: Array
     tokens: Array
@@ -47,8 +46,8 @@ def attend(
     """Write this step's keys and values into their pages, then attend.
 
     q: [t, n, h]; k, v: [t, k, h]; `layer` indexes the cache's layers. `window` w: a query at position i sees positions
-    i - w + 1 to i. `soft_cap` c: scores become c * tanh(scores / c). Returns ([t, n, h] in q's dtype, the cache); rows of
-    padding are zero. Softmax and sums are float32.
+    i - w + 1 to i. `soft_cap` c: scores become c * tanh(scores / c). Returns ([t, n, h] in q's dtype, the cache); rows
+    of padding are zero. Softmax and sums are float32.
     """
     cache = write(cache, layer, k, v, step)
     tokens, rows = q.shape[0], step.lengths.shape[0]

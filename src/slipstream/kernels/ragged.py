@@ -36,7 +36,7 @@ class Step:
 
     `starts` i32[s+1]: first packed token of each row; `starts[-1]` is the number of real tokens, what follows is
     padding. `lengths` i32[s]: tokens in the cache after this step (0: an empty row). `pages` i32[s, p]: page tables.
-    `rows` i32[t]: the row of each token, s for padding. `positions` i32[t]: its position in its sequence, 0 for padding.
+    `rows` i32[t]: the row of each token, s for padding. `positions` i32[t]: its position in its sequence, 0 in padding.
     `decode_only`: a promise that no row has more than one token, so that kernels leave out what chunks need.
     """
 
@@ -67,7 +67,7 @@ class Step:
 
     @classmethod
     def whole(cls, tokens: int, page_size: int) -> Step:
-        """One sequence of `tokens` tokens computed at once into pages 0, 1, ...: the full forward of tests and goldens."""
+        """One sequence of `tokens` tokens, at once, into pages 0, 1, ...: the full forward of tests and goldens."""
         pages = -(-tokens // page_size)
         return cls.of(
             jnp.array([0, tokens], jnp.int32),

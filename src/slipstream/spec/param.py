@@ -120,7 +120,8 @@ def stacked(count: int, plan: Callable[[str], Tree], prefix: str = "model.layers
             raise ValueError(f"layers differ and cannot be stacked: {first.names[0]}")
         return replace(first, names=tuple(leaf.names[0] for leaf in leaves), layers=count)
 
-    return map_params(merge, *layers)
+    merged: Tree = map_params(merge, *layers)
+    return merged
 
 
 def map_params(function: Callable[..., Any], *trees: Any) -> Any:
@@ -131,7 +132,8 @@ def map_params(function: Callable[..., Any], *trees: Any) -> Any:
     if first is None:
         return None
     if is_dataclass(first) and not isinstance(first, type):
-        return type(first)(**{f.name: map_params(function, *(getattr(t, f.name) for t in trees)) for f in fields(first)})
+        mapped = {f.name: map_params(function, *(getattr(t, f.name) for t in trees)) for f in fields(first)}
+        return type(first)(**mapped)
     raise TypeError(f"a plan holds Params, dataclasses and None, not {type(first).__name__}")
 
 
