@@ -141,7 +141,7 @@ def test_bad_words_ban_the_last_token_of_a_word_begun_in_the_output() -> None:
         (tail[2], 6),
         (tail[0], tail[1], tail[2], 7),
         (tail[1], 8),
-        tuple(HISTORY[0][8:20]) + (9,),
+        (*tuple(HISTORY[0][8:20]), 9),
         (tail[2], tail[2], 10),
     )
     out = np.asarray(stages["ban_words"](LOGITS[:1], rows_of(TokenSampling(bad_token_ids=words)), lengths(1)))

@@ -67,8 +67,8 @@ def pages_for(kv: KVShape, budget: Budget, *, most: int, least: int, kv_bytes: i
     if pages < 1:
         raise OutOfMemory(
             f"a KV page takes {gib(kv.bytes_per_page)}, {gib(max(allowed, 0))} are free beside {gib(budget.weights)} "
-            f"of weights and {gib(budget.temporaries)} of temporaries: raise --memory-fraction or --kv-bytes, or choose a "
-            "smaller model"
+            f"of weights and {gib(budget.temporaries)} of temporaries: raise --memory-fraction or --kv-bytes, or "
+            "choose a smaller model"
         )
     if pages < least:
         raise OutOfMemory(

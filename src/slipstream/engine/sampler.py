@@ -24,7 +24,7 @@ SEARCH_BLOCK = 128  # columns of one block of the two-level search in `draw`
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Logprobs:
-    """For each of r positions: the chosen token's log probability [r], its rank from 1 [r]; the m best, ids and values."""
+    """For each of r positions: the chosen token's log probability [r], its rank from 1 [r]; the m best tokens."""
 
     chosen: Array
     rank: Array
@@ -73,7 +73,7 @@ def ban_words(logits: Array, rows: Slots, lengths: Array) -> Array:
 
 
 def penalise(logits: Array, rows: Slots, lengths: Array) -> Array:
-    """Repetition penalty over prompt and output (Keskar et al. 2019), OpenAI's frequency and presence over the output."""
+    """Repetition penalty over prompt and output (Keskar et al. 2019); OpenAI's two penalties over the output."""
     position = jnp.arange(rows.history.shape[1])
     written = position < lengths[:, None]
     output = written & (position >= rows.prompt_len[:, None])
@@ -152,7 +152,7 @@ def uniform_at(seed: Array, position: Array) -> Array:
 
 
 def logprobs_of(logits: Array, chosen: Array) -> Logprobs:
-    """Log probabilities under softmax(logits), logits f32[r, v], of `chosen` i32[r] and the best MAX_LOGPROBS tokens."""
+    """Log probabilities under softmax(logits), logits f32[r, v], of `chosen` i32[r] and of the MAX_LOGPROBS best."""
     norm = jax.nn.logsumexp(logits, axis=-1)
     own = jnp.take_along_axis(logits, chosen[:, None], axis=1)[:, 0]
     top, ids = lax.top_k(logits, min(MAX_LOGPROBS, logits.shape[1]))
