@@ -174,4 +174,4 @@ def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) ->
 
 def unembed(w: Weights, c: Config, x: Array) -> Array:
     """Logits float32 [r, v] of states `x` [r, d]."""
-    return dot("rd,vd->rv", x, w.embed if w.head is None else w.head).astype(jnp.float32)
+    return dot("rd,vd->rv", x, w.embed if w.head is None else w.head, dtype=jnp.float32)
