@@ -198,9 +198,9 @@ def test_the_context_shrinks_to_the_cache_when_none_was_asked_for() -> None:
 
 def test_nothing_compiles_once_ready(engine: Engine) -> None:
     everything = {
-        "temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.9, "repetition_penalty": 1.1, "frequency_penalty": 0.1,
-        "presence_penalty": 0.1, "logit_bias": ((1, 1.0),), "min_tokens": 2, "stop_token_ids": (2,), "bad_token_ids": ((3,),),
-        "logprobs": 5, "prompt_logprobs": 5,
+        "temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.9, "repetition_penalty": 1.1,
+        "frequency_penalty": 0.1, "presence_penalty": 0.1, "logit_bias": ((1, 1.0),), "min_tokens": 2,
+        "stop_token_ids": (2,), "bad_token_ids": ((3,),), "logprobs": 5, "prompt_logprobs": 5,
     }  # fmt: skip
     before = engine.stats().compiles
     tiny.run(engine, [tiny.request(str(i), prompt, **everything) for i, prompt in enumerate(PROMPTS)])

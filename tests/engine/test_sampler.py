@@ -242,4 +242,15 @@ def test_a_draw_depends_on_seed_and_position_alone() -> None:
 def test_seeds_differ_in_their_high_bits_too() -> None:
     low, high = (jnp.array([word, 1], jnp.uint32) for word in (0, 256))
     position = jnp.int32(3)
-    assert float(sampler.uniform_at(low, position)) != float(sampler.uniform_at(high, position))
+    assert not np.isclose(sampler.noise(low, position, 50), sampler.noise(high, position, 50)).any()
+
+
+def test_rounding_of_the_logits_moves_no_draw() -> None:
+    """Logits of one request differ by about 1e-5 between batch sizes; 400 draws from a flat distribution must not."""
+    x = np.tile(RNG.normal(size=(1, 20_000)).astype(np.float32), (400, 1))
+    shaken = x + RNG.normal(size=x.shape).astype(np.float32) * 1e-5
+    seeds = jnp.asarray(RNG.integers(0, 2**32, size=(400, 2), dtype=np.uint32))
+    at = jnp.arange(400, dtype=jnp.int32)
+    first, second = (np.asarray(stages["draw"](logits, seeds, at)) for logits in (x, shaken))
+    assert len(set(first.tolist())) > 300
+    np.testing.assert_array_equal(first, second)
