@@ -20,7 +20,6 @@ def draw(report: Report, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     good = [row for row in report.rows if row.failure is None]
     figure = Figure(figsize=(13, 4), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1), facecolor="white")
