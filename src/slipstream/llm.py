@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, cast
 
@@ -19,7 +20,7 @@ from slipstream.checkpoint import Progress, open_checkpoint, resolve
 from slipstream.checkpoint.progress import silent
 from slipstream.engine.build import build
 from slipstream.engine.config import EngineConfig
-from slipstream.errors import NoTokenizer, RequestError, RequestFailed
+from slipstream.errors import ConfigError, NoTokenizer, RequestError, RequestFailed
 from slipstream.text import Tokenizer, load_tokenizer
 from slipstream.text.choice import Choice
 
@@ -55,7 +56,7 @@ class LLM:
         `settings` are `EngineConfig`'s fields: dtype, max_seqs, max_model_len, kv_bytes, ... `progress` gets the stages
         of the download and the start. Raises SlipstreamError's subclasses, with what to do about it.
         """
-        config = msgspec.convert(settings, EngineConfig) if settings else EngineConfig()
+        config = _engine_config(settings)
         self.checkpoint = open_checkpoint(resolve(str(model), progress=progress))
         self.tokenizer: Tokenizer | None = (
             None if self.checkpoint.tokenizer is None else load_tokenizer(self.checkpoint.tokenizer)
@@ -184,6 +185,7 @@ class LLM:
                     stop=params.stop_strings,
                     skip_special=params.skip_special_tokens,
                     include_stop=params.include_stop_str_in_output,
+                    min_tokens=params.min_tokens,
                     eos_token_ids=self.checkpoint.generation.eos_token_ids,
                 )
             )
@@ -269,6 +271,19 @@ class _Run:
 
 
 _FIELDS = frozenset(SamplingParams.__struct_fields__)
+
+
+def _engine_config(settings: Mapping[str, Any]) -> EngineConfig:
+    """`EngineConfig(**settings)`, types checked. Raises ConfigError naming the setting."""
+    known = [field.name for field in fields(EngineConfig)]
+    for name in settings:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise ConfigError(f"LLM has no setting {name}" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        return msgspec.convert(dict(settings), EngineConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"LLM: {error}") from error
 
 
 def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

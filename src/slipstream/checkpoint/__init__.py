@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from slipstream.checkpoint.loading import check, load
 from slipstream.checkpoint.names import CachedModel, cached_models, resolve
-from slipstream.checkpoint.opening import open_checkpoint
+from slipstream.checkpoint.opening import open_checkpoint, why_no_tokenizer
 from slipstream.checkpoint.progress import Progress
 from slipstream.checkpoint.random_source import RandomSource
 from slipstream.checkpoint.write import save_checkpoint
@@ -19,4 +19,5 @@ __all__ = [
     "open_checkpoint",
     "resolve",
     "save_checkpoint",
+    "why_no_tokenizer",
 ]

@@ -16,7 +16,7 @@ from slipstream.checkpoint.gguf_file import GgufFile, Value
 from slipstream.errors import CheckpointError, UnknownConfigKeys, UnsupportedModel
 
 # Facts about the training or the file, which the forward does not depend on.
-_IGNORED = frozenset({"attention.causal", "rope.scaling.finetuned", "tensor_data_layout", "pooling_type"})
+_IGNORED = frozenset({"rope.scaling.finetuned", "tensor_data_layout"})
 
 
 def shortest(value: int | float) -> float:
@@ -98,6 +98,8 @@ def _shared(keys: _Keys) -> dict[str, Any]:
         "max_position_embeddings": keys.integer("context_length"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
+    if keys.raw("attention.causal") is False:
+        raise UnsupportedModel(f"{file.path}: a model that reads both ways (for embeddings) is not served")
     for key in ("expert_count", "expert_used_count"):
         count = keys.raw(key)
         if count is not None and not (isinstance(count, int) and count == 0):

@@ -31,6 +31,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return _open_gguf(_only_gguf(path))
 
 
+def why_no_tokenizer(checkpoint: Checkpoint) -> str:
+    """A sentence for a checkpoint whose tokenizer is None: what is missing and what to do."""
+    if isinstance(checkpoint.source, GgufSource):
+        return f"{checkpoint.path} holds no tokenizer in its metadata: text cannot be encoded; send token ids"
+    return hf.why_no_tokenizer(checkpoint.path)
+
+
 def _open_safetensors(path: Path) -> Checkpoint:
     config = hf.config_of(path)
     return Checkpoint(

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called from the thread that does the work, at most a few hundred times a stage; it must not block.
+    """Called from the thread that does the work, some ten times a second or once a few megabytes; it must not block.
 
     A plain function with these parameters is a `Progress`.
     """

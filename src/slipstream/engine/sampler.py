@@ -18,7 +18,6 @@ from slipstream.api.sampling import MAX_LOGPROBS
 from slipstream.engine.slots import NO_TOKEN, Slots
 
 BANNED = -1e30  # finite, so that a row in which everything is banned still has a maximum
-SEARCH_BLOCK = 128  # columns of one block of the two-level search in `draw`
 
 
 @jax.tree_util.register_dataclass
@@ -121,34 +120,21 @@ def truncate(logits: Array, rows: Slots) -> Array:
 
 
 def draw(logits: Array, seed: Array, position: Array) -> Array:
-    """A token i32[s] from softmax(logits) by inverting its cumulative sum at one uniform number of (seed, position).
+    """A token i32[s] from softmax(logits): the best of logits plus Gumbel noise (Gumbel 1954; Maddison et al. 2014).
 
-    The sum is searched in two levels, blocks first: a cumulative sum over a whole vocabulary costs more than the
-    model's head.
+    Each token's noise depends on (seed, position, token) alone. Logits differ in their last bits between a batch of 1
+    and one of 32; that can change the winner only where two tokens are all but tied. Inverting a cumulative sum would
+    move every border in the vocabulary.
     """
-    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    weights = jnp.pad(weights, ((0, 0), (0, -weights.shape[1] % SEARCH_BLOCK)))
-    weights = weights.reshape(weights.shape[0], -1, SEARCH_BLOCK)
-    uniform = jax.vmap(uniform_at)(seed, position)
-    block_ends = jnp.cumsum(weights.sum(axis=-1), axis=-1)
-    target = uniform * block_ends[:, -1]
-    block = jnp.sum(block_ends <= target[:, None], axis=-1)
-    block = jnp.minimum(block, block_ends.shape[1] - 1)
-    before = jnp.where(
-        block > 0, jnp.take_along_axis(block_ends, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0
+    return jnp.argmax(logits + jax.vmap(lambda s, p: noise(s, p, logits.shape[1]))(seed, position), axis=-1).astype(
+        jnp.int32
     )
-    inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
-    ends = jnp.cumsum(inside, axis=-1)
-    # Rounding may put the target at or past the block's end: the last token with any weight is then the one.
-    last = SEARCH_BLOCK - 1 - jnp.argmax(jnp.flip(inside, axis=-1) > 0, axis=-1)
-    column = jnp.minimum(jnp.sum(ends <= (target - before)[:, None], axis=-1), last)
-    return (block * SEARCH_BLOCK + column).astype(jnp.int32)
 
 
-def uniform_at(seed: Array, position: Array) -> Array:
-    """The uniform number in [0, 1) of seed u32[2] at a position: the same in any batch, on any worker."""
+def noise(seed: Array, position: Array, vocab: int) -> Array:
+    """Gumbel noise f32[v] of a seed u32[2] at a position: the same in any batch, on any worker."""
     key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), position)
-    return jax.random.uniform(key, (), jnp.float32)
+    return jax.random.gumbel(key, (vocab,), jnp.float32)
 
 
 def logprobs_of(logits: Array, chosen: Array) -> Logprobs:

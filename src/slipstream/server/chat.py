@@ -21,12 +21,12 @@ from slipstream.api.replies import (
 from slipstream.api.sampling import MAX_LOGPROBS
 from slipstream.errors import RequestError
 from slipstream.server.call import Call
-from slipstream.server.choice import Choice, Delta
 from slipstream.server.front import Front, new_id
 from slipstream.server.logprobs import TokenNames
 from slipstream.server.prompts import encode_chat
 from slipstream.server.sampling import check_shared, room, sampling_params
 from slipstream.server.work import Work, make_work
+from slipstream.text.choice import Choice, Delta
 
 
 def count(request: ChatRequest) -> int:

@@ -12,12 +12,12 @@ from slipstream.api.replies import Completion, CompletionChoice, CompletionLogpr
 from slipstream.api.sampling import MAX_LOGPROBS
 from slipstream.errors import RequestError
 from slipstream.server.call import Call
-from slipstream.server.choice import Choice, Delta
 from slipstream.server.front import Front, new_id
 from slipstream.server.logprobs import TokenNames
 from slipstream.server.prompts import encode, split
 from slipstream.server.sampling import check_shared, room, sampling_params
 from slipstream.server.work import Work, make_work
+from slipstream.text.choice import Choice, Delta
 
 DEFAULT_MAX_TOKENS = 16
 

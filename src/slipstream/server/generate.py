@@ -18,12 +18,12 @@ from slipstream.api.openai import SamplingFields
 from slipstream.errors import RequestError, RequestFailed, Unavailable
 from slipstream.server.body import Disconnected, read_request
 from slipstream.server.call import Call, call_of, deadline, until_disconnect
-from slipstream.server.choice import Choice, Delta
 from slipstream.server.events import EventStream
 from slipstream.server.front import Front
 from slipstream.server.mailbox import Mailbox, running
 from slipstream.server.work import Replies
 from slipstream.telemetry.record import GenerationRecord
+from slipstream.text.choice import Choice, Delta
 
 log = logging.getLogger("slipstream.server")
 

@@ -13,8 +13,8 @@ from slipstream.api.replies import (
     PromptLogprobs,
     TopLogprob,
 )
-from slipstream.server.choice import Position
 from slipstream.text import Detokenizer, Tokenizer
+from slipstream.text.choice import Position
 
 # JSON has no infinities; vLLM's stand-in for the logarithm of nothing.
 _LOWEST = -9999.0

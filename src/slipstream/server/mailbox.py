@@ -9,7 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 
 from slipstream.api.engine import TokenOutput
 from slipstream.cluster.client import EngineClient
-from slipstream.server.choice import Choice, Delta
+from slipstream.text.choice import Choice, Delta
 
 
 class Mailbox:

@@ -28,6 +28,9 @@ log = logging.getLogger("slipstream.server")
 
 # Seconds that connections get to close once no request runs on them.
 _CLOSING = 5
+# Seconds that an idle connection stays open: longer than proxies and client libraries keep theirs, so that they, not
+# we, close it, and no request is sent into a closing one.
+_KEEP_ALIVE = 75
 
 
 def tokenizer_for(spec: TokenizerSpec | None, config: ServerConfig) -> Tokenizer | None:
@@ -77,6 +80,7 @@ def run(
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE,
             timeout_graceful_shutdown=_CLOSING,
         )
     )

@@ -14,9 +14,9 @@ from slipstream.api.replies import CachedTokens, Usage
 from slipstream.api.sampling import SamplingParams, draw_seed
 from slipstream.errors import RequestError
 from slipstream.server.call import Call
-from slipstream.server.choice import Choice, Delta
 from slipstream.server.front import Front
 from slipstream.server.prompts import Prompt
+from slipstream.text.choice import Choice, Delta
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ def make_work(
                     stop=params.stop_strings,
                     skip_special=params.skip_special_tokens,
                     include_stop=params.include_stop_str_in_output,
+                    min_tokens=params.min_tokens,
                     # A stop token that the caller named is worth naming back, even if it is the model's own.
                     eos_token_ids=tuple(t for t in eos if t not in (params.stop_token_ids or ())),
                     score_only=score_only,

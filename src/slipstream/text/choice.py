@@ -24,16 +24,21 @@ class Position:
 class Delta:
     """What a reply has gained. Deltas of a slow reader's stream merge, so that they never queue up."""
 
-    text: str = ""
+    parts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     positions: list[Position] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
+    @property
+    def text(self) -> str:
+        """The text gained."""
+        return "".join(self.parts)
+
     def extend(self, later: Delta) -> None:
         """Append what came after."""
-        self.text += later.text
+        self.parts += later.parts
         self.token_ids += later.token_ids
         self.positions += later.positions
         self.prompt_logprobs = later.prompt_logprobs if self.prompt_logprobs is None else self.prompt_logprobs
@@ -58,6 +63,7 @@ class Choice:
         stop: Sequence[str] = (),
         skip_special: bool = True,
         include_stop: bool = False,
+        min_tokens: int = 0,
         eos_token_ids: Sequence[int] = (),
         score_only: bool = False,
     ) -> None:
@@ -80,7 +86,12 @@ class Choice:
         if tokenizer is not None:
             prompt_ids = request.prompt_token_ids
             self._text = Detokenizer(
-                tokenizer, prompt_ids, skip_special=skip_special, stop=tuple(stop), include_stop=include_stop
+                tokenizer,
+                prompt_ids,
+                skip_special=skip_special,
+                stop=tuple(stop),
+                include_stop=include_stop,
+                min_tokens=min_tokens,
             )
             if request.sampling.logprobs is not None:
                 # Stop strings hold text back; without any, text comes as soon as it is whole: where tokens start.
@@ -133,7 +144,7 @@ class Choice:
         if self._ruler is not None:
             self._length += len(self._ruler.push([token]).text)
         part = self._text.push([token])
-        delta.text += part.text
+        delta.parts.append(part.text)
         self._emitted += len(part.text)
         return part.stop
 
@@ -141,7 +152,7 @@ class Choice:
         if self._text is None:
             return None
         part = self._text.finish()
-        delta.text += part.text
+        delta.parts.append(part.text)
         self._emitted += len(part.text)
         return part.stop
 
