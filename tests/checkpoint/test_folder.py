@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from slipstream.checkpoint import open_checkpoint
-from slipstream.checkpoint.folder import generation_of, tokenizer_of, why_no_tokenizer
+from slipstream.checkpoint import folder as hf
+from slipstream.checkpoint import open_checkpoint, why_no_tokenizer
+from slipstream.checkpoint.folder import generation_of, tokenizer_of
 from slipstream.errors import CheckpointError
 from slipstream.spec.tokenizer import TokenizerSpec
 from tests.checkpoint.gguf_files import write_llama
@@ -124,10 +125,10 @@ def test_sampling_values(tmp_path: Path) -> None:
 
 def test_sentencepiece_alone_is_no_tokenizer_and_says_why(tmp_path: Path) -> None:
     assert tokenizer_of(tmp_path) is None
-    assert "no tokenizer.json: text cannot be encoded" in why_no_tokenizer(tmp_path)
+    assert "no tokenizer.json: text cannot be encoded" in hf.why_no_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"\n")
     assert tokenizer_of(tmp_path) is None
-    assert "tokenizer.model (SentencePiece) but no tokenizer.json" in why_no_tokenizer(tmp_path)
+    assert "tokenizer.model (SentencePiece) but no tokenizer.json" in hf.why_no_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 5000, '{"a": ' + "1" * 5000 + "}"])
@@ -138,6 +139,14 @@ def test_damaged_json_is_a_clear_error(tmp_path: Path, content: str) -> None:
         fill(tmp_path, **{name: content})
         with pytest.raises(CheckpointError, match=name.replace("__", r"\.")):
             open_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_says_why_it_has_no_tokenizer(tmp_path: Path) -> None:
+    gguf = open_checkpoint(write_llama(tmp_path / "a.gguf", tokenizer__ggml__model="none"))
+    assert gguf.tokenizer is None
+    assert "no tokenizer in its metadata" in why_no_tokenizer(gguf)
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
+    assert "no tokenizer.json" in why_no_tokenizer(open_checkpoint(fill(tmp_path, config__json={})))
 
 
 def test_what_a_path_may_be(tmp_path: Path) -> None:

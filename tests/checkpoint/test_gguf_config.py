@@ -127,6 +127,8 @@ def test_one_value_for_each_layer_is_read_where_all_are_equal(tmp_path: Path) ->
     ("changes", "error", "message"),
     [
         ({"llama__expert_count": 8}, UnsupportedModel, "mixture of experts"),
+        ({"llama__attention__causal": False}, UnsupportedModel, "reads both ways"),
+        ({"llama__pooling_type": 1}, UnknownConfigKeys, "llama.pooling_type"),
         ({"llama__rope__dimension_count": 16}, UnsupportedModel, "part of the head"),
         ({"llama__attention__value_length": 16}, UnsupportedModel, "different sizes"),
         ({"llama__attention__mystery": 1}, UnknownConfigKeys, "llama.attention.mystery"),
