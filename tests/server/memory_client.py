@@ -114,4 +114,6 @@ class MemoryClient:
 
 def scores(token: int, top: int) -> TokenLogprobs:
     """Log probabilities that tell their token: -token / 100; the alternatives are the tokens after it."""
-    return TokenLogprobs(token, -token / 100, 1, [token + i for i in range(top)], [-token / 100 - i for i in range(top)])
+    return TokenLogprobs(
+        token, -token / 100, 1, [token + i for i in range(top)], [-token / 100 - i for i in range(top)]
+    )
