@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -123,7 +124,7 @@ def test_log_probabilities_have_vllms_shape(llm: LLM) -> None:
 def test_a_stream_grows_to_the_same_reply_and_can_be_stopped(llm: LLM) -> None:
     seen = [output.outputs[0].text for output in llm.stream_chat(QUESTION, GREEDY)]
     assert seen[-1] == "The capital of France is Paris."
-    assert all(later.startswith(sooner) for sooner, later in zip(seen, seen[1:], strict=False))
+    assert all(later.startswith(sooner) for sooner, later in itertools.pairwise(seen))
     assert len(set(seen)) > 4
     stream = llm.stream_chat(QUESTION, GREEDY)
     next(stream)
