@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pty
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -148,3 +149,13 @@ def test_a_command_returns_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_debug_behind_two_dashes_is_an_argument() -> None:
     assert main._take_debug(["a", "--debug", "b"]) == (["a", "b"], True)
     assert main._take_debug(["a", "--", "--debug"]) == (["a", "--", "--debug"], False)
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = slipstream("serve", "./no-such-model.gguf", "--port", str(port))
+    assert done.returncode == 2
+    assert str(port) in done.stderr
+    assert "--port" in done.stderr
+    assert "no-such-model" not in done.stderr
