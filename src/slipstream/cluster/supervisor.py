@@ -93,14 +93,14 @@ class Supervisor:
         self._post.send(self._identity, message)
 
     async def stop(self) -> None:
-        """End the worker: ask, wait `shutdown_timeout`, kill. Returns when the process is gone."""
+        """End the worker: ask, wait `shutdown_timeout`, kill. Returns when the process is gone. May be called twice."""
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait({self._keeping})
         process = self._process
         if process is None:
             return
-        if self._ready.done() and not self._ready.cancelled():
+        if not process.exited.done() and self._ready.done() and not self._ready.cancelled():
             self.send(Shutdown())
             await asyncio.wait({process.exited}, timeout=self._policy.shutdown_timeout)
         # A worker that is still starting does not read the socket, and has nothing to lose.
