@@ -138,7 +138,7 @@ async def _lifespan(front: Front, on_start: Callable[[BaseException | None], Non
         life.cancel()
         with suppress(asyncio.CancelledError):
             await life
-        await front.client.close()
+        await front.close()
         front.pool.shutdown(wait=False, cancel_futures=True)
         if front.tracing is not None:
             await asyncio.to_thread(front.tracing.close)

@@ -41,6 +41,7 @@ class Front:
     tracing: Tracing | None
     created: int = field(default_factory=lambda: int(time.time()))
     started: bool = False
+    closed: bool = False
     model: str = ""
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="text"))
 
@@ -54,6 +55,12 @@ class Front:
         """Take the engine's newest statistics into the metrics."""
         if self.started:
             self.metrics.follow(self.client.stats, ready=self.ready, restarts=self.client.restarts)
+
+    async def close(self) -> None:
+        """Stop the engine, once."""
+        if not self.closed:
+            self.closed = True
+            await self.client.close()
 
     @property
     def ready(self) -> bool:

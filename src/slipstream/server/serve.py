@@ -115,8 +115,8 @@ async def serve(server: Server, app: Starlette, config: ServerConfig, listener: 
             loop.remove_signal_handler(number)
         for task in drains:
             task.cancel()
-        # uvicorn leaves the lifespan out when it is forced to exit; closing twice does no harm.
-        await front.client.close()
+        # uvicorn leaves the lifespan's end out when it is forced to exit.
+        await front.close()
 
 
 async def drain(server: Server, front: Front, timeout: float) -> None:
