@@ -41,7 +41,9 @@ class Server:
     def worker(self) -> int:
         """The pid of the worker process."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        [pid] = [int(pid) for pid in children if b"slipstream.cluster.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        [pid] = [
+            int(pid) for pid in children if b"slipstream.cluster.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
         return pid
 
     def client(self) -> openai.OpenAI:
@@ -155,7 +157,11 @@ def test_32_streams_survive_kill_9_of_the_worker(server: Server) -> None:
         expected = list(pool.map(one, range(STREAMS)))
         restarts = server.metric("slipstream:worker_restarts_total")
         replies = [pool.submit(one, i) for i in range(STREAMS)]
-        until(lambda: all(n > 2 for n in progress) and sum(progress) > STREAMS * STREAM_TOKENS // 3, 60, "streams half way")
+        until(
+            lambda: all(n > 2 for n in progress) and sum(progress) > STREAMS * STREAM_TOKENS // 3,
+            60,
+            "streams half way",
+        )
         assert not any(reply.done() for reply in replies)
         killed = server.worker()
         os.kill(killed, signal.SIGKILL)
@@ -177,7 +183,12 @@ def test_sigterm_finishes_what_runs_and_exits_with_0(tmp_path: Path) -> None:
     server = start(tmp_path / "log")
     client = server.client()
     stream = client.chat.completions.create(
-        model="smollm2-135m", messages=QUESTION, max_tokens=30, stream=True, extra_body={"ignore_eos": True}, temperature=0
+        model="smollm2-135m",
+        messages=QUESTION,
+        max_tokens=30,
+        stream=True,
+        extra_body={"ignore_eos": True},
+        temperature=0,
     )
     chunks = iter(stream)
     first = next(chunks)
