@@ -15,8 +15,8 @@ import pytest
 
 from slipstream.checkpoint import builtin, cached_models, load, open_checkpoint, resolve
 from slipstream.checkpoint.builtin import BUILTINS, Builtin, Wheel
-from slipstream.checkpoint.cache import cache_folder
 from slipstream.errors import ModelNotFound
+from slipstream.hardware.disk import cache_folder
 from slipstream.spec.param import Axis, Dims, Param, param
 
 CONTENT = bytes(range(256)) * 40

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from slipstream.text import merge_cache
-from slipstream.text.merge_cache import cached_merges, default_folder
+from slipstream.text.merge_cache import cached_merges
 from slipstream.text.merges import merges_from_scores
 
 PIECES = [("a", -3.0), ("b", -4.0), ("c", -5.0), ("ab", -1.0), ("bc", -2.0), ("abc", -0.5), ("xyz", 0.0)]
@@ -105,11 +105,3 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 def test_small_vocabularies_are_not_cached(tmp_path: Path) -> None:
     cached_merges(PIECES, tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("SLIPSTREAM_CACHE", raising=False)
-    assert default_folder() == tmp_path / "slipstream" / "merges"
-    monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path / "own"))
-    assert default_folder() == tmp_path / "own" / "merges"

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from slipstream.checkpoint.cache import cache_folder, hash_of, is_sound, locked, mark
+from slipstream.checkpoint.cache import hash_of, is_sound, locked, mark
 from slipstream.checkpoint.progress import Progress
 from slipstream.errors import ModelNotFound
+from slipstream.hardware.disk import cache_folder
 
 _CHUNK = 4 << 20
 

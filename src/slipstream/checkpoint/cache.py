@@ -16,15 +16,6 @@ from slipstream.checkpoint.progress import Progress
 _CHUNK = 4 << 20
 
 
-def cache_folder() -> Path:
-    """SLIPSTREAM_CACHE, else XDG_CACHE_HOME/slipstream, else ~/.cache/slipstream."""
-    own = os.environ.get("SLIPSTREAM_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "slipstream"
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time fetches into `folder`: the others wait, and find the file there."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import jax
+
+from slipstream.hardware.disk import cache_folder
 
 _BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
 
@@ -37,17 +38,9 @@ def use_compile_cache(folder: str | None) -> None:
     """Keep compiled steps in `folder`; None: under the user's cache folder; an empty string: do not keep them."""
     if folder == "":
         return
-    path = Path(folder) if folder else cache_home() / "compiled"
+    path = Path(folder) if folder else cache_folder() / "compiled"
     path.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(path))
     # The thresholds spare disks from thousands of tiny entries; a server compiles a dozen steps, all worth keeping.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def cache_home() -> Path:
-    """Slipstream's cache folder: SLIPSTREAM_CACHE, or slipstream under XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("SLIPSTREAM_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slipstream"

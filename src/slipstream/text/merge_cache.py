@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from slipstream.hardware.disk import cache_folder
 from slipstream.text.merges import Merge, merges_from_scores
 
 SMALLEST_CACHED = 65536
@@ -26,7 +26,7 @@ def cached_merges(pieces: Sequence[tuple[str, float]], folder: Path | None = Non
     if len(pieces) < SMALLEST_CACHED:
         return merges_from_scores(pieces)
     key = _key(pieces)
-    path = (folder or default_folder()) / f"{key.hex()[:32]}.merges"
+    path = (folder or cache_folder() / "merges") / f"{key.hex()[:32]}.merges"
     pairs = _read(path, key, len(pieces))
     if pairs is not None:
         # Column by column: a list for each pair would double the time.
@@ -36,15 +36,6 @@ def cached_merges(pieces: Sequence[tuple[str, float]], folder: Path | None = Non
     position = {piece: i for i, (piece, _) in enumerate(pieces)}
     _write(path, key, np.array([(position[left], position[right]) for left, right in merges], "<i4"))
     return merges
-
-
-def default_folder() -> Path:
-    """Where merges are kept: under $SLIPSTREAM_CACHE, else $XDG_CACHE_HOME/slipstream, else ~/.cache/slipstream."""
-    own = os.environ.get("SLIPSTREAM_CACHE")
-    if own:
-        return Path(own) / "merges"
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "slipstream" / "merges"
 
 
 def _key(pieces: Sequence[tuple[str, float]]) -> bytes:
