@@ -254,3 +254,20 @@ def test_rounding_of_the_logits_moves_no_draw() -> None:
     first, second = (np.asarray(stages["draw"](logits, seeds, at)) for logits in (x, shaken))
     assert len(set(first.tolist())) > 300
     np.testing.assert_array_equal(first, second)
+
+
+def test_noise_is_gumbel_noise_and_unrelated_between_tokens_positions_and_seeds() -> None:
+    """4 million numbers; limits are 5 standard errors of the statistic under independent Gumbel noise."""
+    seeds = jnp.asarray(np.stack([np.zeros(16), np.arange(16)], axis=1).astype(np.uint32))
+    many = jax.jit(jax.vmap(jax.vmap(lambda s, p: sampler.noise(s, p, 4096), in_axes=(None, 0)), in_axes=(0, None)))
+    numbers = np.asarray(many(seeds, jnp.arange(64, dtype=jnp.int32)), np.float64)
+    count = numbers.size
+    assert abs(numbers.mean() - np.euler_gamma) < 5 * (np.pi / np.sqrt(6)) / np.sqrt(count)
+    uniform = np.sort(np.exp(-np.exp(-numbers)).ravel())
+    distance = np.abs(uniform - (np.arange(count) + 0.5) / count).max()
+    assert distance < 2.3 / np.sqrt(count), "Kolmogorov and Smirnov's statistic, 99.995% quantile"
+    centred = (numbers - numbers.mean()) / numbers.std()
+    for axis in range(3):
+        for lag in (1, 2, 7):
+            pairs = centred * np.roll(centred, lag, axis)
+            assert abs(pairs.mean()) < 5 / np.sqrt(count), f"axis {axis}, lag {lag}"

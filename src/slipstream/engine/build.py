@@ -23,6 +23,7 @@ from slipstream.engine.runner import JaxRunner
 from slipstream.engine.scheduler import Scheduler
 from slipstream.engine.shapes import ShapePolicy
 from slipstream.errors import ConfigError
+from slipstream.hardware.allocator import keep_freed_memory
 from slipstream.models.registry import ModelConfig, family
 from slipstream.spec.param import Param, map_params
 from slipstream.spec.source import Checkpoint
@@ -39,6 +40,8 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
     model: ModelConfig = members.from_hf(checkpoint.config)
     max_len = _max_model_len(config, model)
     device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        keep_freed_memory()
     limit = device_limit(device, config.memory_fraction)
     dtype = _dtype(config.dtype, jnp.dtype(jnp.float32 if device.platform == "cpu" else jnp.bfloat16))
     kv_dtype = _dtype(config.kv_dtype, dtype)
@@ -50,13 +53,13 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
         return jax.device_put(value.astype(dtype, copy=False), device)
 
     plan = members.plan(model)
-    check(plan, checkpoint.source)
+    check(plan, checkpoint.source, allowed_unused=members.unread)
     report = _one_at_a_time(progress)
     abstract = map_params(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), plan)
     runner = JaxRunner(members, model, abstract, kv, shapes, config.max_seqs, device)
     started = time.monotonic()
     with ThreadPoolExecutor(1) as pool:  # reading weights and compiling need nothing of each other
-        weights = pool.submit(load, plan, checkpoint.source, place, progress=report)
+        weights = pool.submit(load, plan, checkpoint.source, place, progress=report, allowed_unused=members.unread)
         budget, pages = runner.compile(
             limit=limit,
             most_pages=config.max_seqs * pages_each,

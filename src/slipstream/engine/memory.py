@@ -10,8 +10,8 @@ import numpy as np
 from slipstream.errors import OutOfMemory
 from slipstream.hardware.host import read_host
 
-# On a CPU the cache shares the machine with everything else; this much serves 32 conversations of SmolLM2.
-CPU_KV_LIMIT = 2 * 2**30
+# On a CPU the cache shares the machine with everything else; this much holds 23,000 tokens of SmolLM2 in float32.
+CPU_KV_LIMIT = 2**30
 
 
 @dataclass(frozen=True)

@@ -133,10 +133,9 @@ class JaxRunner:
         return budget, pages
 
     def warm_up(self) -> None:
-        """Run every shape once on empty rows, so that the first request finds code and buffers in place."""
-        for shape in self._steps:
-            sampled = self._run(shape, _Rows.empty(shape, self._pages_per_row, self.max_seqs))
-            jax.block_until_ready(sampled)
+        """Run the smallest step once on an empty row: the device's threads and the weights are then in place."""
+        shape = min(self._steps)
+        jax.block_until_ready(self._run(shape, _Rows.empty(shape, self._pages_per_row, self.max_seqs)))
 
     def rows_computed(self, plan: StepPlan) -> int:
         """Token rows of the compiled shape that the plan takes."""
