@@ -16,7 +16,8 @@ REMEDY = (
 
 
 def _path() -> Path:
-    return Path(str(files("slipstream.kernels.native").joinpath("library.so")))
+    # Not library.so: Python would take that for the module of this file.
+    return Path(str(files("slipstream.kernels.native").joinpath("libslipstream.so")))
 
 
 @cache

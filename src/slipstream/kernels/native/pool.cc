@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include "entry.h"
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -144,7 +146,7 @@ class Pool {
   }
 
   void await_helpers() {
-    const auto left = [this] { return (state_.load(std::memory_order_acquire) & kHelpers) == 0; };
+    const auto left = [this] { return (state_.load() & kHelpers) == 0; };
     if (spin(kCallerSpin, left)) {
       alone_for_ = kFirstAlone;
       return;
@@ -292,20 +294,14 @@ void set_threads(int count) { pool().set_threads(count > 0 ? count : first_threa
 
 }  // namespace slipstream
 
-extern "C" {
+SLIPSTREAM_ENTRY int slipstream_threads() { return slipstream::threads(); }
 
-int slipstream_threads() { return slipstream::threads(); }
+SLIPSTREAM_ENTRY void slipstream_set_threads(int count) { slipstream::set_threads(count); }
 
-void slipstream_set_threads(int count) { slipstream::set_threads(count); }
-
-int slipstream_available_processors() { return slipstream::available_processors(); }
-
-void slipstream_parallel(int64_t chunks, slipstream::ChunkFunction fn, void* context) {
-  slipstream::parallel(chunks, fn, context);
-}
+SLIPSTREAM_ENTRY int slipstream_available_processors() { return slipstream::available_processors(); }
 
 // A workload to test and time the pool with: adds 1 to each of counts[0 .. chunks - 1], after `work` steps of arithmetic.
-void slipstream_parallel_count(int64_t chunks, int64_t work, uint32_t* counts) {
+SLIPSTREAM_ENTRY void slipstream_parallel_count(int64_t chunks, int64_t work, uint32_t* counts) {
   slipstream::parallel(chunks, [=](int64_t chunk) {
     volatile uint32_t steps = 0;
     for (int64_t i = 0; i < work; ++i) steps = steps + 1;
@@ -314,10 +310,9 @@ void slipstream_parallel_count(int64_t chunks, int64_t work, uint32_t* counts) {
 }
 
 // What becomes of half the smallest normal number inside chunks: each of out[0 .. chunks - 1] gets tiny / 2.
-void slipstream_parallel_halve(int64_t chunks, float tiny, float* out) {
+SLIPSTREAM_ENTRY void slipstream_parallel_halve(int64_t chunks, float tiny, float* out) {
   slipstream::parallel(chunks, [=](int64_t chunk) {
     volatile float value = tiny;
     out[chunk] = value * 0.5f;
   });
-}
 }
