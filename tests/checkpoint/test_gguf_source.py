@@ -84,9 +84,12 @@ def test_the_rotation_of_queries_and_keys_is_undone(tmp_path: Path, kind: str) -
             found.astype(np.float32), dequantize(KINDS[kind], original[name].view(np.uint8)).astype(np.float32)
         )
         blocks = source.blocks(f"model.layers.0.self_attn.{proj}.weight")
-        np.testing.assert_array_equal(blocks.data, original[name].view(np.uint8))
-        assert blocks.kind.name == kind
-        assert blocks.shape == found.shape
+        if kind == "Q4_K":
+            assert blocks is not None
+            np.testing.assert_array_equal(blocks.read(), original[name].view(np.uint8))
+            assert (blocks.kind, blocks.shape) == (kind, found.shape)
+        else:
+            assert blocks is None
 
 
 def test_a_rotated_bias_is_undone_too(tmp_path: Path) -> None:
@@ -106,8 +109,7 @@ def test_gemma_norms_come_back_without_the_one_that_was_added(tmp_path: Path) ->
     assert len(norms) == 2 * 6 + 1
     expected = tensors["blk.1.post_ffw_norm.weight"][1] - np.float32(1)
     np.testing.assert_array_equal(source.read("model.layers.1.post_feedforward_layernorm.weight"), expected)
-    with pytest.raises(ValueError, match="shifted"):
-        source.blocks("model.norm.weight")
+    assert source.blocks("model.norm.weight") is None
     # Gemma's queries are not permuted.
     query = tensors["blk.0.attn_q.weight"][1]
     np.testing.assert_array_equal(source.read("model.layers.0.self_attn.q_proj.weight"), query)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
@@ -11,15 +10,7 @@ import numpy as np
 from slipstream.checkpoint.gguf_file import BlockType, GgufFile, TensorInfo
 from slipstream.checkpoint.gguf_names import Heads, Row, translate
 from slipstream.errors import CheckpointError
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """A tensor as stored: `data` is uint8 [rows..., bytes of a row], rows in Hugging Face's order."""
-
-    kind: BlockType
-    data: np.ndarray
-    shape: tuple[int, ...]
+from slipstream.spec.source import Blocks
 
 
 _DIRECT = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -55,15 +46,12 @@ class GgufSource:
         """The shape, without reading the data."""
         return self._tensors[name][0].shape
 
-    def blocks(self, name: str) -> Blocks:
-        """The stored blocks. Of quantized tensors, rows alone are moved, so the blocks are those of the file.
-
-        Not for tensors whose values were shifted (Gemma's norms, always F32): raises ValueError for them.
-        """
+    def blocks(self, name: str) -> Blocks | None:
+        """The stored blocks, rows alone moved; None for floats, and for tensors whose values were shifted (norms)."""
         info, row = self._tensors[name]
-        if row.shift:
-            raise ValueError(f"{name} is stored shifted by {row.shift}: use read")
-        return Blocks(info.kind, self._rows(info, row), info.shape)
+        if info.kind.name in _DIRECT or row.shift:
+            return None
+        return Blocks(info.kind.name, info.shape, lambda: self._rows(info, row))
 
     def read(self, name: str) -> np.ndarray:
         """The tensor: float16 and bfloat16 as stored, everything else as float32. May be a read-only view."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,13 +12,14 @@ from einops import rearrange
 from slipstream.checkpoint.progress import Progress, silent
 from slipstream.errors import CheckpointError
 from slipstream.spec.param import Param, map_params, params
-from slipstream.spec.source import Source
+from slipstream.spec.source import Blocks, Source
 
 # Tensors that a checkpoint may hold and no plan reads: they are computed from the config, or repeat the embedding of
 # a model whose head is tied to it.
 ALLOWED_UNUSED = ("*.rotary_emb.inv_freq", "rope_freqs.weight", "lm_head.weight")
 
 Place = Callable[[Param, str, np.ndarray], Any]
+PlaceBlocks = Callable[[Param, Sequence[Blocks | None]], Any]
 
 
 def check(plan: Any, source: Source, *, allowed_unused: Collection[str] = ()) -> None:
@@ -55,6 +56,7 @@ def load(
     source: Source,
     place: Place,
     *,
+    place_blocks: PlaceBlocks = lambda param, blocks: None,
     progress: Progress = silent,
     allowed_unused: Collection[str] = (),
 ) -> Any:
@@ -64,6 +66,9 @@ def load(
     source's float dtype (float32 where the Param has an offset, or its layers are stored in different ones). It may be
     a read-only view of the file where nothing had to be rearranged; otherwise it starts at a multiple of 64 bytes and
     nobody else holds it. Leaves are read one after the other: the host holds one at a time besides what `place` keeps.
+
+    `place_blocks(param, blocks)` is asked first: with the tensors' quantized blocks (None for one stored as floats) it
+    may make the leaf itself, or decline with None.
 
     Raises CheckpointError, before anything is read, unless names and shapes fit (see `check`).
     """
@@ -76,8 +81,9 @@ def load(
     def leaf(param: Param) -> Any:
         nonlocal done
         path, _ = next(paths)  # map_params visits the leaves in the order of params
-        array = read(param, source)
-        placed = place(param, path, array)
+        placed = place_blocks(param, [source.blocks(name) for name in param.names])
+        if placed is None:
+            placed = place(param, path, read(param, source))
         done += param.size
         progress("load weights", done, total)
         return placed

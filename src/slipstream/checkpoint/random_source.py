@@ -10,6 +10,7 @@ from zlib import crc32
 import numpy as np
 
 from slipstream.spec.param import Param, params
+from slipstream.spec.source import Blocks
 
 
 class RandomSource:
@@ -42,6 +43,10 @@ class RandomSource:
         if param.init == "normal":
             return (noise * _scale(param)).astype(self._dtype)
         return (np.float32(param.init == "ones") + np.float32(self._jitter) * noise).astype(self._dtype)
+
+    def blocks(self, name: str) -> Blocks | None:
+        """None: these are plain floats."""
+        return None
 
 
 def _scale(param: Param) -> np.float32:

@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from slipstream.errors import CheckpointError
+from slipstream.spec.source import Blocks
 
 HEADER_LIMIT = 100_000_000
 INDEX_LIMIT = 100_000_000
@@ -78,6 +79,10 @@ class SafetensorsSource:
         """The tensor in its stored dtype, a read-only view of the file."""
         entry = self._entries[name]
         return np.frombuffer(entry.data, entry.dtype, prod(entry.shape), entry.start).reshape(entry.shape)
+
+    def blocks(self, name: str) -> Blocks | None:
+        """None: these are plain floats."""
+        return None
 
 
 def open_folder(folder: Path) -> SafetensorsSource:

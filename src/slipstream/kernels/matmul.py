@@ -1,4 +1,7 @@
-"""Products of activations with weights. The weight's leaf type picks the implementation."""
+"""Products of activations with weights. The weight's leaf type picks the implementation.
+
+A leaf type that is not a plain array registers three rules here: `product`, `layer_of` and `rows_of`.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,41 @@ from jax import Array
 from jax.typing import DTypeLike
 
 
-def dot(eq: str, x: Array, w: Any, *, dtype: DTypeLike | None = None) -> Array:
+def dot(eq: str, x: Array, w: Any, *, real: Array | None = None, dtype: DTypeLike | None = None) -> Array:
     """`einsum(eq, x, w)` accumulated in float32, as `dtype` or else in x's own.
-
-    Logits ask for float32: near ties in them would be lost to bfloat16, whose steps at 20 are of 0.125.
 
     `eq` names axes by the letters of `spec`, as in `dot("td,dnh->tnh", x, w.wq)`. What `w` is decides how: a plain
     array is a dense product; a quantized leaf registers its own rule with `product.register`. float32 products are
     exact float32 on every backend (no TF32 or bfloat16 passes), so that parity numbers mean the same everywhere.
+
+    `real` i32[]: how many of x's first rows hold tokens (`Step.real`). The others are padding: a rule may skip them,
+    and their results are finite but otherwise of no meaning.
+
+    Logits ask for float32: near ties in them would be lost to bfloat16, whose steps at 20 are of 0.125.
     """
-    return product(w, eq, x, x.dtype if dtype is None else dtype)
+    return product(w, eq, x, real, x.dtype if dtype is None else dtype)
 
 
 @singledispatch
-def product(w: Any, eq: str, x: Array, dtype: DTypeLike) -> Array:
-    """The rule for one leaf type; this one is for dense arrays."""
+def product(w: Any, eq: str, x: Array, real: Array | None, dtype: DTypeLike) -> Array:
+    """The rule for one leaf type; this one is for dense arrays, and computes padding too."""
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.einsum(eq, x, w, precision=precision, preferred_element_type=jnp.float32).astype(dtype)
+
+
+@singledispatch
+def layer_of(leaf: Any, index: Array | int) -> Any:
+    """One layer of a stacked leaf [l, ...]. The only place that takes a layer out of a stack."""
+    return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
+
+
+@singledispatch
+def rows_of(table: Any, ids: Array) -> Array:
+    """Rows of a table [v, d] for `ids` i32[t]: [t, d]."""
+    rows: Array = table[ids]
+    return rows
+
+
+def is_leaf(node: Any) -> bool:
+    """Whether a tree of weights must not be taken apart here: the type has a rule of its own."""
+    return type(node) in layer_of.registry

@@ -65,6 +65,11 @@ class Step:
             decode_only=decode_only,
         )
 
+    @property
+    def real(self) -> Array:
+        """i32[]: how many of the packed tokens are real; they come first."""
+        return self.starts[-1]
+
     @classmethod
     def whole(cls, tokens: int, page_size: int) -> Step:
         """One sequence of `tokens` tokens, at once, into pages 0, 1, ...: the full forward of tests and goldens."""

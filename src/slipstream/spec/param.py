@@ -73,22 +73,29 @@ class Param:
         return prod(self.shape)
 
     @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """The shape that the tensor of one name must have in the checkpoint."""
+    def stored_groups(self) -> tuple[tuple[Axis, ...], ...]:
+        """The axes of the checkpoint's tensor, in its order; several of ours may be one of its."""
         if self.layout is None:
-            return self.dims.shape
-        sizes = self.dims.sizes
-        stored: list[int] = []
-        group: list[int] | None = None
+            return tuple((axis,) for axis in self.dims.axes)
+        axes = {axis.letter: axis for axis in self.dims.axes}
+        stored: list[tuple[Axis, ...]] = []
+        group: list[Axis] | None = None
         for token in self.layout.split("->")[0].replace("(", " ( ").replace(")", " ) ").split():
             if token == "(":
                 group = []
             elif token == ")":
-                stored.append(prod(group or [1]))
+                stored.append(tuple(group or ()))
                 group = None
+            elif group is None:
+                stored.append(() if token == "1" else (axes[token],))
             else:
-                (stored if group is None else group).append(1 if token == "1" else sizes[token])
+                group.append(axes[token])
         return tuple(stored)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape that the tensor of one name must have in the checkpoint."""
+        return tuple(prod(axis.size for axis in group) for group in self.stored_groups)
 
 
 def param(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +10,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from slipstream.spec.tokenizer import TokenizerSpec
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A tensor in quantized blocks, as a file stores it. `kind`: GGUF's name of the block type. `shape`: the tensor's.
+
+    `read()` gives the bytes, uint8 [rows..., bytes of a row].
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
 
 
 class Source(Protocol):
@@ -27,6 +39,9 @@ class Source(Protocol):
 
     def read(self, name: str) -> np.ndarray:
         """The tensor in its stored float dtype; blocks are dequantized to float32."""
+
+    def blocks(self, name: str) -> Blocks | None:
+        """The tensor's quantized blocks, not read yet; None where it is stored as plain floats."""
 
 
 @dataclass(frozen=True)

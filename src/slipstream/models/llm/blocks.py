@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from slipstream.kernels.matmul import dot
+from slipstream.kernels.matmul import dot, rows_of
+from slipstream.kernels.ragged import Step
 
 Leaf = Any
 """A weight: a `Param` in a plan, an array (or a quantized leaf) in the weights."""
@@ -19,8 +20,7 @@ Angles = tuple[Array, Array]
 
 def embed(tokens: Array, table: Leaf) -> Array:
     """Rows of `table` [v, d] for `tokens` i32[t]: [t, d]."""
-    rows: Array = table[tokens]
-    return rows
+    return rows_of(table, tokens)
 
 
 def rms_norm(x: Array, weight: Leaf, eps: float, *, offset: float = 0.0) -> Array:
@@ -38,9 +38,9 @@ def rotate(x: Array, angles: Angles) -> Array:
     return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x.dtype)
 
 
-def linear(eq: str, x: Array, weight: Leaf, bias: Leaf | None = None) -> Array:
-    """A product and, where there is one, its bias."""
-    y = dot(eq, x, weight)
+def linear(eq: str, x: Array, weight: Leaf, bias: Leaf | None, step: Step) -> Array:
+    """A product over the step's real tokens and, where there is one, its bias."""
+    y = dot(eq, x, weight, real=step.real)
     return y if bias is None else y + bias
 
 

@@ -175,14 +175,14 @@ def block(
     """One layer: `x` [t, d] -> [t, d]. Norms before and after both halves; queries and keys are normed a head."""
     norm = partial(rms_norm, eps=c.norm_eps, offset=1.0)
     y = norm(x, w.attention_norm)
-    q = rotate(norm(dot("td,dnh->tnh", y, w.wq), w.q_norm), angles[kind.rope])
-    k = rotate(norm(dot("td,dkh->tkh", y, w.wk), w.k_norm), angles[kind.rope])
-    v = dot("td,dkh->tkh", y, w.wv)
+    q = rotate(norm(dot("td,dnh->tnh", y, w.wq, real=step.real), w.q_norm), angles[kind.rope])
+    k = rotate(norm(dot("td,dkh->tkh", y, w.wk, real=step.real), w.k_norm), angles[kind.rope])
+    v = dot("td,dkh->tkh", y, w.wv, real=step.real)
     y, cache = attend(cache, layer, q, k, v, step, scale=c.score_scale, window=kind.window, soft_cap=c.score_cap)
-    x = x + norm(dot("tnh,nhd->td", y, w.wo), w.attention_out_norm)
+    x = x + norm(dot("tnh,nhd->td", y, w.wo, real=step.real), w.attention_out_norm)
     y = norm(x, w.mlp_norm)
-    y = jax.nn.gelu(dot("td,df->tf", y, w.gate), approximate=True) * dot("td,df->tf", y, w.up)
-    return x + norm(dot("tf,fd->td", y, w.down), w.mlp_out_norm), cache
+    y = jax.nn.gelu(dot("td,df->tf", y, w.gate, real=step.real), approximate=True) * dot("td,df->tf", y, w.up, real=step.real)
+    return x + norm(dot("tf,fd->td", y, w.down, real=step.real), w.mlp_out_norm), cache
 
 
 def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) -> tuple[Array, KVCache]:

@@ -154,14 +154,14 @@ def block(
 ) -> tuple[Array, KVCache]:
     """One layer: `x` [t, d] -> [t, d]."""
     y = rms_norm(x, w.attention_norm, c.norm_eps)
-    q = rotate(linear("td,dnh->tnh", y, w.wq, w.bq), angles)
-    k = rotate(linear("td,dkh->tkh", y, w.wk, w.bk), angles)
-    v = linear("td,dkh->tkh", y, w.wv, w.bv)
+    q = rotate(linear("td,dnh->tnh", y, w.wq, w.bq, step), angles)
+    k = rotate(linear("td,dkh->tkh", y, w.wk, w.bk, step), angles)
+    v = linear("td,dkh->tkh", y, w.wv, w.bv, step)
     y, cache = attend(cache, layer, q, k, v, step, scale=c.head_dim**-0.5, window=kind.window)
-    x = x + linear("tnh,nhd->td", y, w.wo, w.bo)
+    x = x + linear("tnh,nhd->td", y, w.wo, w.bo, step)
     y = rms_norm(x, w.mlp_norm, c.norm_eps)
-    y = jax.nn.silu(linear("td,df->tf", y, w.gate, w.gate_bias)) * linear("td,df->tf", y, w.up, w.up_bias)
-    return x + linear("tf,fd->td", y, w.down, w.down_bias), cache
+    y = jax.nn.silu(linear("td,df->tf", y, w.gate, w.gate_bias, step)) * linear("td,df->tf", y, w.up, w.up_bias, step)
+    return x + linear("tf,fd->td", y, w.down, w.down_bias, step), cache
 
 
 def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) -> tuple[Array, KVCache]:

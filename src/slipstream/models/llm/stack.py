@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from slipstream.kernels.matmul import is_leaf, layer_of
 from slipstream.kernels.ragged import KVCache, Step
 from slipstream.models.llm.rope import Rope
 
@@ -30,11 +31,6 @@ def period(kinds: Sequence[Kind]) -> int:
     """The smallest p with `kinds[i] == kinds[i % p]` for all i; at least 1."""
     sizes = range(1, len(kinds))
     return next((p for p in sizes if all(kind == kinds[i % p] for i, kind in enumerate(kinds))), max(1, len(kinds)))
-
-
-def layer_of(leaf: Any, index: Array | int) -> Any:
-    """One layer of a stacked leaf [l, ...]. The only place that takes a layer out of a stack."""
-    return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
 
 
 def stack(
@@ -59,7 +55,7 @@ def stack(
             count = len(list(same))
 
             def one(carry: Carry, layer: Array | int, kind: Kind = kind) -> tuple[Carry, None]:
-                w = jax.tree.map(partial(layer_of, index=layer), weights)
+                w = jax.tree.map(partial(layer_of, index=layer), weights, is_leaf=is_leaf)
                 return block(w, carry[0], step, carry[1], jnp.asarray(layer, jnp.int32), kind), None
 
             if count == 1:

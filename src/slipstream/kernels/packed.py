@@ -1,0 +1,134 @@
+"""Weights that stay in GGUF's blocks, regrouped for the native CPU kernels, and the products that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+
+from slipstream.kernels.matmul import layer_of, product, rows_of
+from slipstream.kernels.native.pack import PACKINGS, pack, packed_bytes
+from slipstream.spec.param import Param
+from slipstream.spec.source import Blocks
+
+Precision = Literal["exact", "fast"]
+PRECISIONS: dict[Precision, int] = {"exact": 0, "fast": 1}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Packed:
+    """A weight, or a stack of equal ones, as `native.pack` lays it out.
+
+    `data` u8[l, bytes] (l is 1 for a weight without layers). `layer` i32[] says which one this is: a view of one layer
+    is the whole stack and a number, since slicing a stack copies it. `out`, `inputs`: letters and sizes of the axes that
+    a product keeps and sums over, in the order in which the file stores them. `kind`: GGUF's block type. `precision`:
+    how activations are rounded, see `native`.
+    """
+
+    data: Array
+    layer: Array
+    kind: str = field(metadata={"static": True})
+    out: tuple[tuple[str, int], ...] = field(metadata={"static": True})
+    inputs: tuple[tuple[str, int], ...] = field(metadata={"static": True})
+    precision: Precision = field(metadata={"static": True})
+
+    @property
+    def out_size(self) -> int:
+        """Rows of the stored matrix."""
+        return prod(size for _, size in self.out)
+
+    @property
+    def in_size(self) -> int:
+        """Columns of the stored matrix."""
+        return prod(size for _, size in self.inputs)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a parameter is packed, known before any data is read. The fields are `Packed`'s; `layers` at least 1."""
+
+    kind: str
+    out: tuple[tuple[str, int], ...]
+    inputs: tuple[tuple[str, int], ...]
+    layers: int
+
+    @property
+    def bytes_each(self) -> int:
+        """Bytes of one layer."""
+        return packed_bytes(self.kind, prod(s for _, s in self.out), prod(s for _, s in self.inputs))
+
+    def abstract(self, precision: Precision) -> Packed:
+        """The leaf's shapes, for compiling before there is data."""
+        data = jax.ShapeDtypeStruct((self.layers, self.bytes_each), jnp.uint8)
+        return Packed(data, jax.ShapeDtypeStruct((), jnp.int32), self.kind, self.out, self.inputs, precision)  # type: ignore[arg-type]
+
+    def fill(self, blocks: Sequence[Blocks], precision: Precision, device: jax.Device) -> Packed:
+        """The leaf with the blocks of all layers."""
+        data = np.empty((self.layers, self.bytes_each), np.uint8)
+        columns = prod(size for _, size in self.inputs)
+        for row, one in zip(data, blocks, strict=True):
+            row[:] = pack(self.kind, one.read(), columns)
+        on_device = jax.device_put(data, device)
+        return Packed(on_device, jnp.int32(0), self.kind, self.out, self.inputs, precision)
+
+
+def packing_of(param: Param, blocks: Sequence[Blocks | None]) -> Packing | None:
+    """How to pack a parameter whose tensors are stored as `blocks`; None where it must be dequantized.
+
+    It must be a matrix of a product, stored as [kept axes, summed axes], in one block type that `native.pack` knows.
+    """
+    kinds = {None if one is None else one.kind for one in blocks}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    groups = param.stored_groups
+    if kind not in PACKINGS or not param.contract or param.offset or len(groups) != 2:
+        return None
+    kept, summed = groups
+    if tuple(axis.role for axis in summed) != param.contract:
+        return None
+    out, inputs = (tuple((axis.letter, axis.size) for axis in group) for group in groups)
+    return Packing(kind, out, inputs, param.layers or 1)
+
+
+@layer_of.register
+def _(leaf: Packed, index: Array | int) -> Packed:
+    return replace(leaf, layer=jnp.asarray(index, jnp.int32))
+
+
+@rows_of.register
+def _(table: Packed, ids: Array) -> Array:
+    rows = jax.ShapeDtypeStruct((ids.shape[0], table.in_size), jnp.float32)
+    call = jax.ffi.ffi_call("slipstream_rows", rows)
+    return call(ids, table.data, table.layer, **_attributes(table))
+
+
+@product.register
+def _(w: Packed, eq: str, x: Array, real: Array | None, dtype: DTypeLike) -> Array:
+    """x's letters are a row axis and then the summed ones as stored; the result's the row axis and then the kept ones."""
+    operands, result = eq.split("->")
+    given, stored = operands.split(",")
+    out, inputs = ("".join(letter for letter, _ in axes) for axes in (w.out, w.inputs))
+    row = given[0]
+    if given != row + inputs or result != row + out or set(stored) != set(out + inputs):
+        raise ValueError(f"{eq!r} does not fit a weight that keeps {out} and sums over {inputs}")
+    rows = x.shape[0]
+    real = jnp.int32(rows) if real is None else real
+    call = jax.ffi.ffi_call("slipstream_gemm", jax.ShapeDtypeStruct((rows, w.out_size), jnp.float32))
+    y = call(x.reshape(rows, w.in_size).astype(jnp.float32), w.data, w.layer, real, **_attributes(w))
+    return y.reshape(rows, *(size for _, size in w.out)).astype(dtype)
+
+
+def _attributes(w: Packed) -> dict[str, Any]:
+    return {
+        "kind": np.int32(PACKINGS[w.kind].code),
+        "out": np.int64(w.out_size),
+        "inputs": np.int64(w.in_size),
+        "precision": np.int32(PRECISIONS[w.precision]),
+    }
