@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,17 @@ from slipstream.engine.config import EngineConfig
 from slipstream.engine.loop import Engine
 from slipstream.engine.memory import KVShape, device_limit
 from slipstream.engine.pages import PagePool
+from slipstream.engine.placement import Placement
 from slipstream.engine.runner import JaxRunner
 from slipstream.engine.scheduler import Scheduler
 from slipstream.engine.shapes import ShapePolicy
 from slipstream.errors import ConfigError
 from slipstream.hardware.allocator import keep_freed_memory
+from slipstream.kernels.native import library
 from slipstream.models.registry import ModelConfig, family
-from slipstream.spec.param import Param, map_params
 from slipstream.spec.source import Checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = silent) -> Engine:
@@ -49,17 +52,23 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
     pages_each = -(-max_len // config.page_size)
     shapes = ShapePolicy(config.max_seqs, config.max_batched_tokens, pages_each)
 
-    def place(param: Param, path: str, value: np.ndarray) -> Any:
-        return jax.device_put(value.astype(dtype, copy=False), device)
-
+    placement = Placement(device, dtype, _native(config, device), config.cpu_precision)
     plan = members.plan(model)
     check(plan, checkpoint.source, allowed_unused=members.unread)
     report = _one_at_a_time(progress)
-    abstract = map_params(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), plan)
+    abstract = placement.abstract(plan, checkpoint.source)
     runner = JaxRunner(members, model, abstract, kv, shapes, config.max_seqs, device)
     started = time.monotonic()
     with ThreadPoolExecutor(1) as pool:  # reading weights and compiling need nothing of each other
-        weights = pool.submit(load, plan, checkpoint.source, place, progress=report, allowed_unused=members.unread)
+        weights = pool.submit(
+            load,
+            plan,
+            checkpoint.source,
+            placement.place,
+            place_blocks=placement.place_blocks,
+            progress=report,
+            allowed_unused=members.unread,
+        )
         budget, pages = runner.compile(
             limit=limit,
             most_pages=config.max_seqs * pages_each,
@@ -106,6 +115,23 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
             f"made for: lower --max-model-len to {model.max_position} or less"
         )
     return config.max_model_len
+
+
+def _native(config: EngineConfig, device: jax.Device) -> bool:
+    """Whether the native kernels run. Raises ConfigError where they were asked for and cannot; says so once where they
+    would have been used and are not there.
+    """
+    if config.kernels == "xla" or (config.kernels == "auto" and device.platform != "cpu"):
+        return False
+    if device.platform != "cpu":
+        raise ConfigError(f"--kernels cpu needs a CPU, this is a {device.platform}: use --kernels auto")
+    missing = library.reason()
+    if missing is None:
+        return True
+    if config.kernels == "cpu":
+        raise ConfigError(missing)
+    logger.warning(missing)
+    return False
 
 
 def _dtype(name: str, default: np.dtype) -> np.dtype:

@@ -37,6 +37,11 @@ class EngineConfig:
         Keep finished prompts' KV pages and reuse them for prompts that start the same.
     policy
         Order of waiting requests: fcfs, or priority (lower numbers first).
+    kernels
+        cpu: the native CPU kernels; xla: XLA's own code; auto: cpu on a CPU where they were built.
+    cpu_precision
+        How the native kernels round activations to multiply them with quantized weights. exact: 16 bits a number, as
+        good as float32; fast: 8 bits.
     compile_cache
         Folder for compiled steps; None: under the user's cache folder; an empty string turns it off.
     """
@@ -51,6 +56,8 @@ class EngineConfig:
     memory_fraction: float = 0.9
     prefix_caching: bool = True
     policy: Literal["fcfs", "priority"] = "fcfs"
+    kernels: Literal["auto", "cpu", "xla"] = "auto"
+    cpu_precision: Literal["exact", "fast"] = "exact"
     compile_cache: str | None = None
 
     def __post_init__(self) -> None:

@@ -1,0 +1,48 @@
+"""Where weights go and in what form: plain arrays of one dtype, or blocks for the native CPU kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from slipstream.kernels.packed import Packing, Precision, packing_of
+from slipstream.spec.param import Param, map_params
+from slipstream.spec.source import Blocks, Source
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`native`: keep weights in quantized blocks where the kernels know them; `precision` is theirs."""
+
+    device: jax.Device
+    dtype: np.dtype
+    native: bool
+    precision: Precision
+
+    def place(self, param: Param, path: str, value: np.ndarray) -> Any:
+        """A plain array on the device."""
+        return jax.device_put(value.astype(self.dtype, copy=False), self.device)
+
+    def place_blocks(self, param: Param, blocks: Sequence[Blocks | None]) -> Any:
+        """A packed leaf; None for what must be an array."""
+        packing = self._packing(param, blocks)
+        stored = [one for one in blocks if one is not None]
+        return None if packing is None else packing.fill(stored, self.precision, self.device)
+
+    def abstract(self, plan: Any, source: Source) -> Any:
+        """The tree that `load` will make, with shapes in place of data."""
+
+        def leaf(param: Param) -> Any:
+            packing = self._packing(param, [source.blocks(name) for name in param.names])
+            if packing is None:
+                return jax.ShapeDtypeStruct(param.shape, self.dtype)
+            return packing.abstract(self.precision)
+
+        return map_params(leaf, plan)
+
+    def _packing(self, param: Param, blocks: Sequence[Blocks | None]) -> Packing | None:
+        return packing_of(param, blocks) if self.native else None
