@@ -28,9 +28,9 @@ class Packed:
     """A weight, or a stack of equal ones, as `native.pack` lays it out.
 
     `data` u8[l, bytes] (l is 1 for a weight without layers). `layer` i32[] says which one this is: a view of one layer
-    is the whole stack and a number, since slicing a stack copies it. `out`, `inputs`: letters and sizes of the axes that
-    a product keeps and sums over, in the order in which the file stores them. `kind`: GGUF's block type. `precision`:
-    how activations are rounded, see `native`.
+    is the whole stack and a number, since slicing a stack copies it. `out`, `inputs`: letters and sizes of the axes
+    that a product keeps and sums over, in the order in which the file stores them. `kind`: GGUF's block type.
+    `precision`: how activations are rounded.
     """
 
     data: Array
@@ -90,8 +90,7 @@ def packing_of(param: Param, blocks: Sequence[Blocks | None]) -> Packing | None:
     groups = param.stored_groups
     if kind not in PACKINGS or not param.contract or param.offset or len(groups) != 2:
         return None
-    kept, summed = groups
-    if tuple(axis.role for axis in summed) != param.contract:
+    if tuple(axis.role for axis in groups[1]) != param.contract:
         return None
     out, inputs = (tuple((axis.letter, axis.size) for axis in group) for group in groups)
     return Packing(kind, out, inputs, param.layers or 1)
@@ -111,7 +110,7 @@ def _(table: Packed, ids: Array) -> Array:
 
 @product.register
 def _(w: Packed, eq: str, x: Array, real: Array | None, dtype: DTypeLike) -> Array:
-    """x's letters are a row axis and then the summed ones as stored; the result's the row axis and then the kept ones."""
+    """x has a row axis and then the summed ones as stored; the result the row axis and then the kept ones."""
     operands, result = eq.split("->")
     given, stored = operands.split(",")
     out, inputs = ("".join(letter for letter, _ in axes) for axes in (w.out, w.inputs))
