@@ -1,0 +1,187 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "entry.h"
+#include "pool.h"
+
+namespace slipstream {
+namespace {
+
+constexpr int64_t kTileRows = 96;     // queries times heads: enough to pay for widening a block of keys once
+constexpr int64_t kTileQueries = 32;  // more would waste work on keys that the first of them may not see
+constexpr int64_t kTokensPerWrite = 16;
+constexpr int64_t kSplitBelow = 8;  // tiles for each thread: with fewer, the threads would not finish together
+
+int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+int64_t queries_per_tile(const Attention& c) {
+  return std::clamp<int64_t>(kTileRows / (c.heads / c.kv_heads), 1, kTileQueries);
+}
+
+// Memory of the calling thread, kept for the next call and aligned to a cache line.
+float* thread_scratch(int64_t floats) {
+  static thread_local std::unique_ptr<float[]> memory;
+  static thread_local int64_t held = 0;
+  if (floats > held) {
+    memory.reset(new float[floats + 16]);
+    held = floats;
+  }
+  const auto address = reinterpret_cast<uintptr_t>(memory.get());
+  return reinterpret_cast<float*>((address + 63) & ~uintptr_t{63});
+}
+
+const char* check(const Attention& c) {
+  if (c.heads < 1 || c.kv_heads < 1 || c.size < 1 || c.heads % c.kv_heads != 0) {
+    return "the heads must be a multiple of the KV heads";
+  }
+  if (c.page_size < 1 || c.pages_per_row < 0) return "a page must hold a token";
+  if (c.layer < 0 || c.layer >= c.layers) return "the cache has no such layer";
+  if (c.cos && c.size % 2 != 0) return "a head of odd size cannot be rotated";
+  if (c.window < 0 || c.soft_cap < 0) return "the window and the soft cap must not be negative";
+  if (c.starts[0] != 0) return "starts must begin with 0";
+  for (int64_t row = 0; row < c.rows; ++row) {
+    const int64_t count = int64_t{c.starts[row + 1]} - c.starts[row], length = c.lengths[row];
+    if (count < 0) return "starts must not fall";
+    if (c.starts[row + 1] > c.tokens) return "starts has more tokens than there are";
+    if (count == 0) continue;
+    if (length < count) return "a row is shorter than its tokens of this step";
+    const int64_t pages = (length + c.page_size - 1) / c.page_size;
+    if (pages > c.pages_per_row) return "a row is longer than its page table";
+    const int64_t seen = c.window > 0 ? std::max<int64_t>(0, length - count + 1 - c.window) / c.page_size : 0;
+    for (int64_t i = seen; i < pages; ++i) {
+      const int64_t page = c.page_table[row * c.pages_per_row + i];
+      if (page < 0 || page >= c.pages) return "a page table names a page that the cache does not have";
+    }
+  }
+  return nullptr;
+}
+
+const AttentionKernels& kernels_for(Isa isa) {
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::avx512vnni: return attention_kernels_avx512();
+    case Isa::avx2: return attention_kernels_avx2();
+#endif
+    default: return attention_kernels_portable();
+  }
+}
+
+struct Write {
+  int64_t row, first, end;
+};
+
+// Several partial results of one tile.
+struct Split {
+  AttentionTile tile;
+  int64_t first_partial;  // floats into the partial results
+};
+
+class Plan {
+ public:
+  explicit Plan(const Attention& call) : c_(call) {
+    const int64_t queries = queries_per_tile(c_);
+    // Long chunks first, and of each the end first: the longest work must not be begun last.
+    for (const bool chunks : {true, false}) {
+      for (int64_t row = 0; row < c_.rows; ++row) {
+        const int64_t count = c_.starts[row + 1] - c_.starts[row];
+        if (count == 0 || (count > 1) != chunks) continue;
+        for (int64_t first = 0; first < count; first += kTokensPerWrite) {
+          writes.push_back({row, first, std::min(count, first + kTokensPerWrite)});
+        }
+        for (int64_t first = (count - 1) / queries * queries; first >= 0; first -= queries) {
+          for (int64_t head = 0; head < c_.kv_heads; ++head) add(row, head, first, std::min(queries, count - first));
+        }
+      }
+    }
+    if (static_cast<int64_t>(tiles.size()) < kSplitBelow * threads() && threads() > 1) split();
+  }
+
+  std::vector<Write> writes;
+  std::vector<AttentionTile> tiles;
+  std::vector<Split> splits;
+  int64_t partial_size = 0;  // floats
+
+ private:
+  void add(int64_t row, int64_t head, int64_t first, int64_t queries) {
+    const int64_t position = c_.lengths[row] - (c_.starts[row + 1] - c_.starts[row]) + first;
+    const int64_t begin = c_.window > 0 ? std::max<int64_t>(0, position - c_.window + 1) : 0, end = position + queries;
+    tiles.push_back({row, head, first, queries, begin / kSegment, (end + kSegment - 1) / kSegment, nullptr});
+  }
+
+  // One tile for each segment.
+  void split() {
+    std::vector<AttentionTile> whole;
+    whole.swap(tiles);
+    for (const AttentionTile& tile : whole) {
+      const int64_t segments = tile.end_segment - tile.first_segment;
+      if (segments == 1) {
+        tiles.push_back(tile);
+        continue;
+      }
+      splits.push_back({tile, partial_size});
+      partial_size += segments * partial_floats(c_, tile.queries);
+    }
+    partials_.reset(new float[partial_size]);
+    for (Split& split : splits) {
+      split.tile.partial = partials_.get() + split.first_partial;
+      const int64_t size = partial_floats(c_, split.tile.queries);
+      for (int64_t segment = split.tile.first_segment; segment < split.tile.end_segment; ++segment) {
+        AttentionTile part = split.tile;
+        part.first_segment = segment;
+        part.end_segment = segment + 1;
+        part.partial = split.tile.partial + (segment - split.tile.first_segment) * size;
+        tiles.push_back(part);
+      }
+    }
+  }
+
+  const Attention& c_;
+  std::unique_ptr<float[]> partials_;
+};
+
+}  // namespace
+
+int64_t partial_floats(const Attention& c, int64_t queries) {
+  return round_up(queries * (c.heads / c.kv_heads), kGroup) * (round_up(c.size, kGroup) + 2);
+}
+
+int64_t scratch_floats(const Attention& c, int64_t queries) {
+  const int64_t rows = round_up(queries * (c.heads / c.kv_heads), kGroup), stride = round_up(c.size, kGroup);
+  return rows * (stride + kBlock + 2) + 2 * partial_floats(c, queries) + 2 * stride * kBlock + 8 * kGroup;
+}
+
+const char* attend(const Attention& c, Isa isa) {
+  if (const char* wrong = check(c)) return wrong;
+  const AttentionKernels& kernels = kernels_for(isa);
+  const Plan plan(c);
+  const int64_t floats = scratch_floats(c, queries_per_tile(c));
+  const int64_t real = c.starts[c.rows], width = c.heads * c.size;
+  std::fill(c.out + real * width, c.out + c.tokens * width, 0.0f);
+  const auto write = [&](int64_t i) {
+    const Write& w = plan.writes[i];
+    kernels.write(c, w.row, w.first, w.end, thread_scratch(floats));
+  };
+  const int64_t writes = static_cast<int64_t>(plan.writes.size());
+  if (real <= kTokensPerWrite) {  // less than waking a helper costs
+    for (int64_t i = 0; i < writes; ++i) write(i);
+  } else {
+    parallel(writes, write);
+  }
+  parallel(static_cast<int64_t>(plan.tiles.size()),
+           [&](int64_t i) { kernels.tile(c, plan.tiles[i], thread_scratch(floats)); });
+  parallel(static_cast<int64_t>(plan.splits.size()), [&](int64_t i) {
+    const AttentionTile& tile = plan.splits[i].tile;
+    kernels.merge(c, tile, tile.partial, tile.end_segment - tile.first_segment, thread_scratch(floats));
+  });
+  return nullptr;
+}
+
+}  // namespace slipstream
+
+// The same from C, for tests: the instruction set is the one in use. Returns null, or what is wrong.
+SLIPSTREAM_ENTRY const char* slipstream_attend(const slipstream::Attention* call) {
+  return slipstream::attend(*call, slipstream::isa());
+}

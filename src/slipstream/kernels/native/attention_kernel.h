@@ -1,0 +1,369 @@
+// Attention of one tile of queries, written once over a Simd type; included by one file for each instruction set.
+#pragma once
+
+#include "attention_tile.h"
+#include "exponential.h"
+
+namespace slipstream {
+namespace {
+
+constexpr float kNothing = -1e30f;  // the maximum of no scores: below every real one, yet finite
+
+// out = in [size], rotated by the angles of `token` if there are any: pairs (i, i + size/2).
+inline void rotate(const Attention& c, int64_t token, const float* in, float* out) {
+  const int64_t half = c.size / 2;
+  if (!c.cos) {
+    for (int64_t i = 0; i < c.size; ++i) out[i] = in[i];
+    return;
+  }
+  const float *cos = c.cos + token * half, *sin = c.sin + token * half;
+  for (int64_t i = 0; i < half; ++i) {
+    const float first = in[i], second = in[i + half];
+    out[i] = first * cos[i] - second * sin[i];
+    out[i + half] = second * cos[i] + first * sin[i];
+  }
+}
+
+// Maxima and sums of the weights of `rows` rows, and the weighted sums of their values [rows][stride].
+struct Softmax {
+  float *top, *total, *sums;
+  Softmax(float* memory, int64_t rows) : top(memory), total(memory + rows), sums(memory + 2 * rows) {}
+  void clear(int64_t rows, int64_t stride) {
+    for (int64_t r = 0; r < rows; ++r) top[r] = kNothing, total[r] = 0.0f;
+    for (int64_t i = 0; i < rows * stride; ++i) sums[i] = 0.0f;
+  }
+};
+
+template <class S, class T>
+class TileKernel {
+ public:
+  TileKernel(const Attention& call, const AttentionTile& tile, float* scratch)
+      : c_(call), t_(tile), cache_(call), stride_(round_up(call.size, kGroup)), shared_(call.heads / call.kv_heads),
+        rows_(tile.queries * shared_), padded_(round_up(rows_, kGroup)), segment_(nullptr, 0), whole_(nullptr, 0) {
+    const auto take = [&](int64_t count) {
+      float* memory = scratch;
+      scratch += round_up(count, kGroup);
+      return memory;
+    };
+    q_ = take(rows_ * stride_);
+    scores_ = take(rows_ * kBlock);
+    keep_ = take(padded_);
+    old_ = take(padded_);
+    segment_ = Softmax(take(padded_ * (stride_ + 2)), padded_);
+    whole_ = Softmax(take(padded_ * (stride_ + 2)), padded_);
+    key_memory_ = take(stride_ * kBlock);
+    value_memory_ = take(stride_ * kBlock);
+    token_ = c_.starts[t_.row] + t_.first;
+    position_ = c_.lengths[t_.row] - (c_.starts[t_.row + 1] - c_.starts[t_.row]) + t_.first;
+    table_ = c_.page_table + t_.row * c_.pages_per_row;
+    const bool even = c_.page_size % kGroup == 0 && c_.size % kGroup == 0;
+    // Many rows read a block often enough to pay for widening it once; few read it straight from the cache.
+    const bool few = rows_ <= 2 * S::tile_rows;
+    direct_values_ = even && few;
+    direct_keys_ = direct_values_ && c_.layout == CacheLayout::by_head;
+  }
+
+  void run() {
+    load_queries();
+    const int64_t begin = c_.window > 0 ? most(0, position_ - c_.window + 1) : 0, end = position_ + t_.queries;
+    whole_.clear(padded_, stride_);
+    for (int64_t segment = t_.first_segment; segment < t_.end_segment; ++segment) {
+      segment_.clear(padded_, stride_);
+      for (int64_t block = segment * kSegment; block < (segment + 1) * kSegment; block += kBlock) {
+        const int64_t low = most(begin - block, 0), high = least(end - block, kBlock);
+        if (low < high) attend_block(block, low, high, end);
+      }
+      if (t_.partial) {
+        const float* from = segment_.top;
+        for (int64_t i = 0; i < padded_ * (stride_ + 2); ++i) t_.partial[i] = from[i];
+        return;
+      }
+      fold(segment_);
+    }
+    write_output();
+  }
+
+  void merge(const float* partials, int64_t count) {
+    whole_.clear(padded_, stride_);
+    for (int64_t i = 0; i < count; ++i) {
+      fold(Softmax(const_cast<float*>(partials) + i * padded_ * (stride_ + 2), padded_));
+    }
+    write_output();
+  }
+
+ private:
+  void load_queries() {
+    for (int64_t i = 0; i < t_.queries; ++i) {
+      for (int64_t j = 0; j < shared_; ++j) {
+        float* out = q_ + (i * shared_ + j) * stride_;
+        rotate(c_, token_ + i, c_.q + (token_ + i) * c_.q_stride + (t_.kv_head * shared_ + j) * c_.size, out);
+        for (int64_t d = 0; d < c_.size; ++d) out[d] *= c_.scale;
+      }
+    }
+  }
+
+  // Tokens [low, high) of the block at `start` may be read, and no others.
+  template <class B>
+  void direct_block(int64_t start, int64_t low, int64_t high, bool keys, bool values, B* block) const {
+    for (int64_t group = low / kGroup; group * kGroup < high; ++group) {
+      const int64_t at = start + group * kGroup, page = table_[at / c_.page_size], in_page = at % c_.page_size;
+      if (keys) block->keys[group] = cache_.key(page, in_page, t_.kv_head);
+      if (values) block->values[group] = cache_.value(page, in_page, t_.kv_head);
+    }
+    block->key_stride = cache_.k_element;
+    block->value_stride = cache_.v_token;
+  }
+
+  void widen_keys(int64_t start, int64_t low, int64_t high) const {
+    const bool even = c_.page_size % kGroup == 0;
+    for (int64_t group = low / kGroup; group * kGroup < high; ++group) {
+      const int64_t first = group * kGroup, at = start + first;
+      float* to = key_memory_ + first;
+      if (even && c_.layout == CacheLayout::by_head) {
+        const T* from = cache_.key(table_[at / c_.page_size], at % c_.page_size, t_.kv_head);
+        for (int64_t d = 0; d < c_.size; ++d) {
+          for (int i = 0; i < kGroup; i += S::lanes) S::store(to + d * kBlock + i, S::load(from + d * c_.page_size + i));
+        }
+        continue;
+      }
+      const T* from[kGroup];
+      for (int64_t i = 0; i < kGroup; ++i) {
+        const int64_t token = at + i;
+        const bool there = first + i >= low && first + i < high;
+        from[i] = there ? cache_.key(table_[token / c_.page_size], token % c_.page_size, t_.kv_head) : nullptr;
+      }
+      int64_t d = 0;
+      if (cache_.k_element == 1) {
+        for (; d + S::lanes <= c_.size; d += S::lanes) {
+          for (int64_t i = 0; i < kGroup; i += S::lanes) {
+            typename S::F square[S::lanes];
+            for (int j = 0; j < S::lanes; ++j) square[j] = from[i + j] ? S::load(from[i + j] + d) : S::zero();
+            S::transpose(square);
+            for (int j = 0; j < S::lanes; ++j) S::store(to + (d + j) * kBlock + i, square[j]);
+          }
+        }
+      }
+      for (; d < c_.size; ++d) {
+        for (int64_t i = 0; i < kGroup; ++i) {
+          to[d * kBlock + i] = from[i] ? convert::widen(from[i][d * cache_.k_element]) : 0.0f;
+        }
+      }
+    }
+  }
+
+  void widen_values(int64_t start, int64_t low, int64_t high) const {
+    for (int64_t i = low; i < high; ++i) {
+      const int64_t token = start + i;
+      const T* from = cache_.value(table_[token / c_.page_size], token % c_.page_size, t_.kv_head);
+      float* to = value_memory_ + i * stride_;
+      int64_t d = 0;
+      for (; d + S::lanes <= c_.size; d += S::lanes) S::store(to + d, S::load(from + d));
+      for (; d < c_.size; ++d) to[d] = convert::widen(from[d]);
+      for (; d < stride_; ++d) to[d] = 0.0f;
+    }
+  }
+
+  Block<float> widened() const {
+    Block<float> block;
+    for (int64_t group = 0; group < kBlock / kGroup; ++group) {
+      block.keys[group] = key_memory_ + group * kGroup;
+      block.values[group] = value_memory_ + group * kGroup * stride_;
+    }
+    block.key_stride = kBlock;
+    block.value_stride = stride_;
+    return block;
+  }
+
+  void attend_block(int64_t start, int64_t low, int64_t high, int64_t end) {
+    const int64_t first = low / kGroup, last = (high + kGroup - 1) / kGroup;
+    const Block<float> wide = widened();
+    Block<T> narrow{};
+    if (direct_values_) direct_block(start, low, high, direct_keys_, true, &narrow);
+    const auto score = [&](const auto& block, const char* const* ahead) {
+      for_row_tiles<S>(rows_, [&](auto height, int64_t row) {
+        score_rows<S, std::decay_t<decltype(*block.keys[0])>, decltype(height)::value>(
+            block, first, last, q_ + row * stride_, stride_, c_.size, scores_ + row * kBlock, ahead);
+        ahead = nullptr;
+      });
+    };
+    const auto mix = [&](const auto& block) {
+      for_row_tiles<S>(rows_, [&](auto height, int64_t row) {
+        mix_rows<S, std::decay_t<decltype(*block.values[0])>, decltype(height)::value>(
+            block, low, high, scores_ + row * kBlock, keep_ + row, segment_.sums + row * stride_, stride_);
+      });
+    };
+    if (direct_keys_) {
+      const char* ahead[2 * kBlock / kGroup];
+      const bool more = start + 2 * kBlock <= end;
+      for (int64_t i = 0; more && i < kBlock / kGroup; ++i) {
+        // A page of a few hundred bytes is too short for the processor's own prefetcher to see the next one coming.
+        const int64_t at = start + kBlock + i * kGroup, page = table_[at / c_.page_size], in_page = at % c_.page_size;
+        ahead[2 * i] = reinterpret_cast<const char*>(cache_.key(page, in_page, t_.kv_head));
+        ahead[2 * i + 1] = reinterpret_cast<const char*>(cache_.value(page, in_page, t_.kv_head));
+      }
+      score(narrow, more && c_.page_size == kGroup ? ahead : nullptr);
+    } else {
+      widen_keys(start, low, high);
+      score(wide, nullptr);
+    }
+    weigh(start, low, high, first * kGroup, last * kGroup);
+    if (direct_values_) {
+      mix(narrow);
+    } else {
+      widen_values(start, low, high);
+      mix(wide);
+    }
+  }
+
+  // Turns scores into weights: exp(score - maximum so far), 0 where a row may not look.
+  void weigh(int64_t start, int64_t low, int64_t high, int64_t from, int64_t to) {
+    using F = typename S::F;
+    const auto seen = [&](int64_t row, int64_t* begin, int64_t* end) {
+      const int64_t at = position_ + row / shared_ - start;
+      *begin = least(c_.window > 0 ? most(low, at - c_.window + 1) : low, to);
+      *end = most(least(high, at + 1), *begin);
+    };
+    for (int64_t r = 0; r < rows_; ++r) {
+      float* score = scores_ + r * kBlock;
+      if (c_.soft_cap > 0) {
+        const F cap = S::set1(c_.soft_cap), inverse = S::set1(1.0f / c_.soft_cap);
+        for (int64_t i = from; i < to; i += S::lanes) {
+          S::store(score + i, S::mul(cap, hyperbolic_tangent<S>(S::mul(S::load(score + i), inverse))));
+        }
+      }
+      int64_t begin, end;
+      seen(r, &begin, &end);
+      for (int64_t i = from; i < begin; ++i) score[i] = kNothing;
+      for (int64_t i = end; i < to; ++i) score[i] = kNothing;
+      F top = S::set1(segment_.top[r]);
+      for (int64_t i = from; i < to; i += S::lanes) top = S::max(top, S::load(score + i));
+      old_[r] = segment_.top[r];
+      segment_.top[r] = S::top(top);
+    }
+    for (int64_t r = 0; r < padded_; r += S::lanes) {
+      if (r + S::lanes > rows_) {
+        for (int64_t i = most(r, rows_); i < r + S::lanes; ++i) old_[i] = segment_.top[i] = kNothing;
+      }
+      S::store(keep_ + r, exponential<S>(S::sub(S::load(old_ + r), S::load(segment_.top + r))));
+    }
+    for (int64_t r = 0; r < rows_; ++r) {
+      float* weight = scores_ + r * kBlock;
+      const F top = S::set1(segment_.top[r]);
+      for (int64_t i = from; i < to; i += S::lanes) {
+        S::store(weight + i, exponential<S>(S::sub(S::load(weight + i), top)));
+      }
+      int64_t begin, end;
+      seen(r, &begin, &end);
+      for (int64_t i = from; i < begin; ++i) weight[i] = 0.0f;
+      for (int64_t i = end; i < to; ++i) weight[i] = 0.0f;
+      segment_.total[r] = segment_.total[r] * keep_[r] + sum_of(weight, from, to);
+    }
+  }
+
+  // Lane by lane over the groups of kGroup, then across: groups of zeros more or less do not change a bit.
+  static float sum_of(const float* weight, int64_t from, int64_t to) {
+    typename S::F sums[kGroup / S::lanes];
+    for (auto& sum : sums) sum = S::zero();
+    for (int64_t i = from; i < to; i += kGroup) {
+      for (int j = 0; j < kGroup / S::lanes; ++j) sums[j] = S::add(sums[j], S::load(weight + i + j * S::lanes));
+    }
+    for (int j = 1; j < kGroup / S::lanes; ++j) sums[0] = S::add(sums[0], sums[j]);
+    return S::sum(sums[0]);
+  }
+
+  // Folds a segment into the whole.
+  void fold(const Softmax& part) {
+    using F = typename S::F;
+    for (int64_t r = 0; r < padded_; r += S::lanes) {
+      const F before = S::load(whole_.top + r), other = S::load(part.top + r), top = S::max(before, other);
+      const F keep = exponential<S>(S::sub(before, top)), take = exponential<S>(S::sub(other, top));
+      S::store(whole_.top + r, top);
+      S::store(whole_.total + r, S::add(S::mul(S::load(whole_.total + r), keep), S::mul(S::load(part.total + r), take)));
+      S::store(keep_ + r, keep);
+      S::store(old_ + r, take);
+    }
+    for (int64_t r = 0; r < rows_; ++r) {
+      const F keep = S::set1(keep_[r]), take = S::set1(old_[r]);
+      for (int64_t d = 0; d < stride_; d += S::lanes) {
+        float* to = whole_.sums + r * stride_ + d;
+        S::store(to, S::add(S::mul(S::load(to), keep), S::mul(S::load(part.sums + r * stride_ + d), take)));
+      }
+    }
+  }
+
+  void write_output() const {
+    for (int64_t r = 0; r < rows_; ++r) {
+      const int64_t head = t_.kv_head * shared_ + r % shared_;
+      float* out = c_.out + ((token_ + r / shared_) * c_.heads + head) * c_.size;
+      const float share = 1.0f / whole_.total[r];
+      for (int64_t d = 0; d < c_.size; ++d) out[d] = whole_.sums[r * stride_ + d] * share;
+    }
+  }
+
+  const Attention& c_;
+  const AttentionTile& t_;
+  const CacheView<T> cache_;
+  const int64_t stride_, shared_, rows_, padded_;  // a row: one query of one head
+  Softmax segment_, whole_;
+  float *q_, *scores_, *keep_, *old_, *key_memory_, *value_memory_;
+  int64_t token_, position_;  // of the first query: in the step, in its sequence
+  const int32_t* table_;
+  bool direct_keys_, direct_values_;
+};
+
+template <class S, class T>
+void write_tokens(const Attention& c, int64_t row, int64_t first, int64_t end, float* scratch) {
+  const CacheView<T> cache(c);
+  const int32_t* table = c.page_table + row * c.pages_per_row;
+  const int64_t before = c.lengths[row] - (c.starts[row + 1] - c.starts[row]);
+  for (int64_t i = first; i < end; ++i) {
+    const int64_t token = c.starts[row] + i, at = before + i, page = table[at / c.page_size], in_page = at % c.page_size;
+    for (int64_t head = 0; head < c.kv_heads; ++head) {
+      const float* v = c.v + token * c.v_stride + head * c.size;
+      T *key = cache.key(page, in_page, head), *value = cache.value(page, in_page, head);
+      rotate(c, token, c.k + token * c.k_stride + head * c.size, scratch);
+      int64_t d = 0;
+      for (; d + S::lanes <= c.size; d += S::lanes) S::store(value + d, S::load(v + d));
+      for (; d < c.size; ++d) convert::narrow(v[d], value + d);
+      d = 0;
+      if (cache.k_element == 1) {
+        for (; d + S::lanes <= c.size; d += S::lanes) S::store(key + d, S::load(scratch + d));
+      } else {
+        T some[S::lanes];
+        for (; d + S::lanes <= c.size; d += S::lanes) {
+          S::store(some, S::load(scratch + d));
+          for (int j = 0; j < S::lanes; ++j) key[(d + j) * cache.k_element] = some[j];
+        }
+      }
+      for (; d < c.size; ++d) convert::narrow(scratch[d], key + d * cache.k_element);
+    }
+  }
+}
+
+// Calls body with a value of the type that the cache holds.
+template <class Body>
+inline void with_type(CacheType type, Body&& body) {
+  switch (type) {
+    case CacheType::f32: body(float{}); break;
+    case CacheType::f16: body(Half{}); break;
+    case CacheType::bf16: body(Brain{}); break;
+  }
+}
+
+template <class S>
+AttentionKernels kernels_of() {
+  return {
+      [](const Attention& c, int64_t row, int64_t first, int64_t end, float* scratch) {
+        with_type(c.type, [&](auto kind) { write_tokens<S, decltype(kind)>(c, row, first, end, scratch); });
+      },
+      [](const Attention& c, const AttentionTile& tile, float* scratch) {
+        with_type(c.type, [&](auto kind) { TileKernel<S, decltype(kind)>(c, tile, scratch).run(); });
+      },
+      [](const Attention& c, const AttentionTile& tile, const float* partials, int64_t count, float* scratch) {
+        with_type(c.type, [&](auto kind) { TileKernel<S, decltype(kind)>(c, tile, scratch).merge(partials, count); });
+      },
+  };
+}
+
+}  // namespace
+}  // namespace slipstream

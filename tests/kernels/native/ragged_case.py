@@ -1,0 +1,237 @@
+"""A ragged step in numpy: rows of random sequences in pages of their own, and the native attention over them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from slipstream.kernels.native.library import library
+
+native = library()
+assert native is not None, "build the native library first (see CONTRIBUTING.md)"
+native.slipstream_attend.restype = ctypes.c_char_p
+native.slipstream_isa.restype = ctypes.c_char_p
+
+TYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+LAYOUTS = ("by_token", "by_head")
+LAYERS, LAYER = 2, 1
+
+
+class Call(ctypes.Structure):
+    """`struct Attention` of attention.h."""
+
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in "tokens heads kv_heads size rows pages_per_row".split()],
+        *[(name, ctypes.c_int64) for name in "layers pages page_size layer".split()],
+        *[(name, ctypes.c_void_p) for name in "q k v".split()],
+        *[(name, ctypes.c_int64) for name in "q_stride k_stride v_stride".split()],
+        *[(name, ctypes.c_void_p) for name in "cos sin cache_k cache_v".split()],
+        *[(name, ctypes.c_int) for name in "type layout".split()],
+        *[(name, ctypes.c_void_p) for name in "starts lengths page_table".split()],
+        ("scale", ctypes.c_float),
+        ("window", ctypes.c_int64),
+        ("soft_cap", ctypes.c_float),
+        ("out", ctypes.c_void_p),
+    ]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    heads: int = 6
+    kv_heads: int = 2
+    size: int = 8
+    page: int = 4
+
+    @property
+    def scale(self) -> float:
+        return self.size**-0.5
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One whole sequence: q [length, n, h]; k, v [length, k, h]."""
+
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+
+    @staticmethod
+    def random(rng: np.random.Generator, length: int, sizes: Sizes) -> Tokens:
+        q = rng.normal(size=(length, sizes.heads, sizes.size)).astype(np.float32)
+        k, v = rng.normal(size=(2, length, sizes.kv_heads, sizes.size)).astype(np.float32)
+        return Tokens(q, k, v)
+
+
+@dataclass(frozen=True)
+class Options:
+    type: str = "f32"
+    layout: str = "by_token"
+    window: int = 0
+    soft_cap: float = 0.0
+    rotate: bool = False
+
+
+@dataclass
+class Pool:
+    """A paged cache, NaN wherever nothing was written. Keys and values are seen as [l, P, b, k, h] in both layouts."""
+
+    sizes: Sizes
+    options: Options
+    pages: int
+    free: list[int] = field(default_factory=list)
+    owned: dict[int, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        s = self.sizes
+        by_token = (LAYERS, self.pages, s.page, s.kv_heads, s.size)
+        k_shape, v_shape = by_token, by_token
+        if self.options.layout == "by_head":
+            k_shape = (LAYERS, self.pages, s.kv_heads, s.size, s.page)
+            v_shape = (LAYERS, self.pages, s.kv_heads, s.page, s.size)
+        self.raw_k = np.full(k_shape, np.nan, TYPES[self.options.type])
+        self.raw_v = np.full(v_shape, np.nan, TYPES[self.options.type])
+        self.free = list(range(self.pages - 1, -1, -1))  # page 0 is in use from the first row on
+
+    @property
+    def k(self) -> np.ndarray:
+        return self.raw_k.transpose(0, 1, 4, 2, 3) if self.options.layout == "by_head" else self.raw_k
+
+    @property
+    def v(self) -> np.ndarray:
+        return self.raw_v.transpose(0, 1, 3, 2, 4) if self.options.layout == "by_head" else self.raw_v
+
+    def own(self, name: int, length: int) -> list[int]:
+        """The pages of a sequence, as many as `length` tokens need."""
+        pages = self.owned.setdefault(name, [])
+        while len(pages) * self.sizes.page < length:
+            pages.append(self.free.pop())
+        return pages
+
+    def fill(self, name: int, k: np.ndarray, v: np.ndarray) -> None:
+        """Put keys and values where a former step would have left them."""
+        pages, size = self.own(name, len(k)), self.sizes.page
+        for at in range(len(k)):
+            self.k[LAYER, pages[at // size], at % size] = k[at]
+            self.v[LAYER, pages[at // size], at % size] = v[at]
+
+
+@dataclass(frozen=True)
+class Row:
+    """`count` tokens of sequence `name` are computed, after which it has `length`."""
+
+    name: int
+    length: int
+    count: int
+
+
+@dataclass
+class Step:
+    pool: Pool
+    sequences: dict[int, Tokens]
+    rows: Sequence[Row]
+    tokens: int
+    slots: int
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        counts = [row.count for row in self.rows] + [0] * (self.slots - len(self.rows))
+        return np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+
+    def run(self, **changes: Any) -> np.ndarray:
+        """The output, [t, n, h]. `changes` to the call are for calls that must fail."""
+        s, o = self.pool.sizes, self.pool.options
+        lengths = np.zeros(self.slots, np.int32)
+        width = max((-(-row.length // s.page) for row in self.rows), default=0) + 3
+        table = np.full((self.slots, width), self.pool.pages - 1, np.int32)
+        q = np.full((self.tokens, s.heads, s.size), np.nan, np.float32)
+        k, v = np.full((2, self.tokens, s.kv_heads, s.size), np.nan, np.float32)
+        cos = np.full((self.tokens, s.size // 2), np.nan, np.float32)
+        sin = cos.copy()
+        for i, row in enumerate(self.rows):
+            pages = self.pool.own(row.name, row.length)
+            table[i, : len(pages)] = pages
+            lengths[i] = row.length
+            here, there = slice(*self.starts[i : i + 2]), slice(row.length - row.count, row.length)
+            sequence = self.sequences[row.name]
+            q[here], k[here], v[here] = sequence.q[there], sequence.k[there], sequence.v[there]
+            cos[here], sin[here] = (a[there] for a in angles(row.length, s.size))
+        out = np.full(q.shape, np.nan, np.float32)
+        arrays = {"q": q, "k": k, "v": v, "starts": self.starts, "lengths": lengths, "page_table": table, "out": out}
+        arrays |= {"cache_k": self.pool.raw_k, "cache_v": self.pool.raw_v}
+        if o.rotate:
+            arrays |= {"cos": cos, "sin": sin}
+        call = Call(
+            tokens=self.tokens,
+            heads=s.heads,
+            kv_heads=s.kv_heads,
+            size=s.size,
+            rows=self.slots,
+            pages_per_row=width,
+            layers=LAYERS,
+            pages=self.pool.pages,
+            page_size=s.page,
+            layer=LAYER,
+            q_stride=s.heads * s.size,
+            k_stride=s.kv_heads * s.size,
+            v_stride=s.kv_heads * s.size,
+            type=list(TYPES).index(o.type),
+            layout=LAYOUTS.index(o.layout),
+            scale=s.scale,
+            window=o.window,
+            soft_cap=o.soft_cap,
+        )
+        arrays |= {name: value for name, value in changes.items() if isinstance(value, np.ndarray)}
+        for name, array in arrays.items():
+            setattr(call, name, array.ctypes.data)
+        for name, value in changes.items():
+            if not isinstance(value, np.ndarray):
+                setattr(call, name, value)
+        wrong = native.slipstream_attend(ctypes.byref(call))
+        if wrong is not None:
+            raise ValueError(wrong.decode())
+        return out
+
+
+def angles(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of positions 0 .. length - 1, [length, h/2] each."""
+    angle = np.arange(length)[:, None] / 100.0 ** (np.arange(size // 2) * 2 / size)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def rotated(x: np.ndarray) -> np.ndarray:
+    """Pairs (i, i + h/2) of x [length, n, h], by the angles of its positions."""
+    cos, sin = (a.astype(np.float64)[:, None] for a in angles(len(x), x.shape[-1]))
+    first, second = np.split(x.astype(np.float64), 2, axis=-1)
+    return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+
+
+def cached(sequence: Tokens, options: Options) -> Tokens:
+    """The sequence as the cache holds it: keys rotated, keys and values rounded."""
+    kind = TYPES[options.type]
+    if options.rotate:
+        sequence = replace(sequence, q=rotated(sequence.q), k=rotated(sequence.k))
+    return replace(sequence, **{name: getattr(sequence, name).astype(np.float32).astype(kind) for name in ("k", "v")})
+
+
+def reference(sequence: Tokens, row: Row, options: Options) -> np.ndarray:
+    """Attention of a row's queries, one at a time, in float64: [count, n, h]."""
+    held = cached(sequence, options)
+    k, v = held.k.astype(np.float64), held.v.astype(np.float64)
+    shared = held.q.shape[1] // k.shape[1]
+    out = np.zeros((row.count, *held.q.shape[1:]))
+    for i in range(row.count):
+        at = row.length - row.count + i
+        seen = slice(max(0, at - options.window + 1) if options.window else 0, at + 1)
+        keys, values = (np.repeat(x[seen], shared, axis=1) for x in (k, v))
+        scores = np.einsum("nh,cnh->nc", held.q[at].astype(np.float64), keys) * keys.shape[-1] ** -0.5
+        if options.soft_cap:
+            scores = options.soft_cap * np.tanh(scores / options.soft_cap)
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        out[i] = np.einsum("nc,cnh->nh", weights / weights.sum(axis=1, keepdims=True), values)
+    return out
