@@ -1,5 +1,7 @@
 #include "isa.h"
 
+#include "entry.h"
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -47,7 +49,7 @@ const char* isa_name(Isa isa) { return names[static_cast<int>(isa)]; }
 
 }  // namespace slipstream
 
-extern "C" int slipstream_set_isa(const char* name) {
+SLIPSTREAM_ENTRY int slipstream_set_isa(const char* name) {
   using namespace slipstream;
   const int wanted = name ? find(name) : chosen_at_start();
   if (wanted < 0) return -1;
@@ -56,4 +58,4 @@ extern "C" int slipstream_set_isa(const char* name) {
   return 0;
 }
 
-extern "C" const char* slipstream_isa() { return slipstream::isa_name(slipstream::isa()); }
+SLIPSTREAM_ENTRY const char* slipstream_isa() { return slipstream::isa_name(slipstream::isa()); }

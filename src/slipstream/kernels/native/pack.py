@@ -4,7 +4,7 @@ A panel holds 16 rows of the matrix, in sections one after another, each a multi
 numbers, their high bits, the scales of each group of 32 inputs, and the scales of each 8 groups. Within a section the
 16 outputs are innermost, so that one load reads one thing for all of them:
 
-    low 4 bits  [groups][4 words][16 outputs] of 4 bytes; word j: inputs 4j..4j+3 in its low nibbles, 16+4j.. in its high
+    low 4 bits  [groups][4 words][16 outputs] of 4 bytes; word j: inputs 4j..4j+3 in low nibbles, 16+4j.. in high
     8 bits      [groups][8 words][16 outputs] of 4 bytes; word j holds inputs 4j..4j+3; signed numbers plus 128
     fifth bit   [groups][16 outputs] of 4 bytes; bit j of byte b belongs to input 4j+b
     bits 5, 6   [groups][2 words][16 outputs] of 4 bytes; bits 2j, 2j+1 of byte b of word h belong to input 16h+4j+b
@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
-Section = NDArray[np.generic]
+Section = NDArray[Any]
 PANEL = 16
 GROUP = 32
 _NIBBLES = np.uint32(0x0F0F0F0F)

@@ -1,0 +1,335 @@
+// Products with AVX-512 VNNI: tiles of 16 outputs by up to 12 rows, so that 12 sums of a group and 12 totals stay in registers.
+// GCC 12 warns about its own intrinsics' undefined registers.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+
+#include <cstring>
+#include <utility>
+
+#include "gemm_avx512.h"
+
+namespace slipstream {
+namespace {
+
+constexpr int kRows = 12;
+// Up to here a weight is unpacked in registers and used once; beyond, once into memory and read by every row panel.
+constexpr int kFewRows = 4;
+// Weights are read this far ahead: 4 KB pages stop the hardware's own prefetching.
+constexpr int64_t kAhead = 4096;
+
+#define UNROLL _Pragma("GCC unroll 16")
+#define INLINE inline __attribute__((always_inline))
+
+using I32 = __m512i;
+using F32 = __m512;
+
+INLINE I32 broadcast(const int8_t* p) {
+  int32_t word;
+  std::memcpy(&word, p, 4);
+  return _mm512_set1_epi32(word);
+}
+
+// A group at a time of a packed panel, unpacked in registers.
+template <Kind K>
+struct Packed {
+  static constexpr Format f = format(K);
+  static constexpr Mode mode = f.mode;
+  const uint8_t *low, *high, *scales, *supers;
+  I32 u[8];
+  F32 scale, second;  // second: the offset (Mode::minimum), or the scale of inputs 16-31 (Mode::halves)
+
+  Packed(const Weight& w, int64_t panel) : low(w.panel(panel)), high(low + w.high), scales(low + w.scales), supers(low + w.supers) {}
+
+  INLINE void read(int64_t g) {
+    const I32 nibble = _mm512_set1_epi8(15);
+    const uint8_t* at = low + g * f.low;
+    if constexpr (f.low == 512) {
+      UNROLL for (int j = 0; j < 8; j++) u[j] = _mm512_loadu_si512(at + 64 * j);
+    } else {
+      UNROLL for (int j = 0; j < 4; j++) {
+        const I32 b = _mm512_loadu_si512(at + 64 * j);
+        u[j] = _mm512_and_si512(b, nibble);
+        u[j + 4] = _mm512_and_si512(_mm512_srli_epi16(b, 4), nibble);
+      }
+    }
+    if constexpr (f.high == 64) {
+      const I32 bits = _mm512_loadu_si512(high + g * 64), fifth = _mm512_set1_epi8(16);
+      UNROLL for (int j = 0; j < 8; j++) {
+        const I32 shifted = j < 4 ? _mm512_slli_epi16(bits, j < 4 ? 4 - j : 0) : _mm512_srli_epi16(bits, j < 4 ? 0 : j - 4);
+        u[j] = _mm512_ternarylogic_epi32(u[j], shifted, fifth, 0xf8);  // u | shifted & fifth
+      }
+    }
+    if constexpr (f.high == 128) {
+      const I32 pair = _mm512_set1_epi8(0x30);
+      UNROLL for (int j = 0; j < 8; j++) {
+        const I32 bits = _mm512_loadu_si512(high + g * 128 + j / 4 * 64);
+        const int left = 4 - 2 * (j % 4);
+        const I32 shifted = left >= 0 ? _mm512_slli_epi16(bits, left >= 0 ? left : 0) : _mm512_srli_epi16(bits, left < 0 ? -left : 0);
+        u[j] = _mm512_ternarylogic_epi32(u[j], shifted, pair, 0xf8);
+      }
+    }
+    read_scales(g);
+  }
+
+  INLINE void read_scales(int64_t g) {
+    const uint8_t* at = scales + g * f.scales;
+    if constexpr (f.supers == 0) {
+      scale = halves(at);
+      if constexpr (mode == Mode::minimum) second = halves(at + 32);
+    } else {
+      const uint8_t* super = supers + g / 8 * f.supers;
+      const F32 d = halves(super);
+      const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+      const __m128i other = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 16));
+      if constexpr (mode == Mode::minimum) {
+        scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(first)));
+        const F32 minimum = _mm512_mul_ps(halves(super + 32), _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(other)));
+        second = _mm512_sub_ps(_mm512_setzero_ps(), minimum);
+      } else {
+        scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(first)));
+        second = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(other)));
+      }
+    }
+  }
+
+  static INLINE F32 halves(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+
+  INLINE void prefetch(int64_t g) const {
+    UNROLL for (int i = 0; i < f.low; i += 64) _mm_prefetch(reinterpret_cast<const char*>(low + g * f.low + i) + kAhead, _MM_HINT_T0);
+    UNROLL for (int i = 0; i < f.high; i += 64) _mm_prefetch(reinterpret_cast<const char*>(high + g * f.high + i) + kAhead, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(scales + g * f.scales) + kAhead, _MM_HINT_T0);
+  }
+  INLINE void start(int64_t g) { prefetch(g), read(g); }
+  INLINE I32 word(int j) const { return u[j]; }
+  INLINE I32 times_zero(I32 v) const { return _mm512_slli_epi32(v, f.zero_bits); }
+  INLINE F32 first_scale() const { return scale; }
+  INLINE F32 second_scale() const { return second; }
+};
+
+// The same from memory that `unpack` filled.
+template <Mode M>
+struct Loose {
+  static constexpr Mode mode = M;
+  const Unpacked from;
+  const __m128i zero_bits;
+  int64_t group = 0;
+
+  explicit Loose(const Unpacked& unpacked) : from(unpacked), zero_bits(_mm_cvtsi32_si128(unpacked.zero_bits)) {}
+
+  INLINE void start(int64_t g) { group = g; }
+  INLINE I32 word(int j) const { return _mm512_loadu_si512(from.numbers + group * 512 + 64 * j); }
+  INLINE I32 times_zero(I32 v) const { return _mm512_sll_epi32(v, zero_bits); }
+  INLINE F32 first_scale() const { return _mm512_loadu_ps(from.scale + group * (M == Mode::halves ? 32 : 16)); }
+  INLINE F32 second_scale() const {
+    return M == Mode::halves ? _mm512_loadu_ps(from.scale + group * 32 + 16) : _mm512_loadu_ps(from.offset + group * 16);
+  }
+};
+
+template <Kind K>
+void unpack(const Weight& w, int64_t panel, const Unpacked& to) {
+  Packed<K> from(w, panel);
+  for (int64_t g = 0; g < w.groups; g++) {
+    from.start(g);
+    UNROLL for (int j = 0; j < 8; j++) _mm512_storeu_si512(to.numbers + g * 512 + 64 * j, from.u[j]);
+    if constexpr (Packed<K>::mode == Mode::halves) {
+      _mm512_storeu_ps(to.scale + g * 32, from.scale);
+      _mm512_storeu_ps(to.scale + g * 32 + 16, from.second);
+    } else {
+      _mm512_storeu_ps(to.scale + g * 16, from.scale);
+      if constexpr (Packed<K>::mode == Mode::minimum) _mm512_storeu_ps(to.offset + g * 16, from.second);
+    }
+  }
+}
+
+// sum[r] = correction(r) + sum over words [First, Last) of u * q[r]. A correction of nullptr is zero.
+template <bool Exact, int R, int First, int Last, class Source, class Correction>
+INLINE void dot(const Source& s, const int8_t* high, const int8_t* low, Correction&& correction, I32 (&sum)[R]) {
+  if constexpr (Exact && R <= kFewRows) {  // two independent sums: few rows leave the multiplier waiting
+    I32 lower[R];
+    UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_si512(), lower[r] = correction(r);
+    UNROLL for (int j = First; j < Last; j++) {
+      const I32 u = s.word(j);
+      UNROLL for (int r = 0; r < R; r++) {
+        sum[r] = _mm512_dpbusd_epi32(sum[r], u, broadcast(high + (j * R + r) * 4));
+        lower[r] = _mm512_dpbusd_epi32(lower[r], u, broadcast(low + (j * R + r) * 4));
+      }
+    }
+    UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_add_epi32(_mm512_slli_epi32(sum[r], 8), lower[r]);
+    return;
+  }
+  UNROLL for (int r = 0; r < R; r++) sum[r] = Exact ? _mm512_setzero_si512() : correction(r);
+  UNROLL for (int j = First; j < Last; j++) {
+    const I32 u = s.word(j);
+    UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_dpbusd_epi32(sum[r], u, broadcast(high + (j * R + r) * 4));
+  }
+  if constexpr (Exact) {
+    UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_slli_epi32(sum[r], 8);
+    if constexpr (Source::mode != Mode::minimum)
+      UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_add_epi32(sum[r], correction(r));
+    UNROLL for (int j = First; j < Last; j++) {
+      const I32 u = s.word(j);
+      UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_dpbusd_epi32(sum[r], u, broadcast(low + (j * R + r) * 4));
+    }
+  }
+}
+
+struct Rows {  // one row panel of the activations
+  const int8_t *high, *low;
+  const float *scale, *scaled_sum;
+  const int32_t *minus_sum, *minus_first;
+  const float* values;
+
+  Rows(const Activations& a, int64_t row) {
+    const int64_t numbers = row * a.in, groups = row * a.groups;
+    high = a.high + numbers, low = a.low + numbers, scale = a.scale + groups, scaled_sum = a.scaled_sum + groups;
+    minus_sum = a.minus_sum + groups, minus_first = a.minus_first + groups, values = a.values + numbers;
+  }
+};
+
+template <bool Exact, int R, class Source>
+INLINE void tile(Source s, const Rows& a, int64_t groups, F32* total) {
+  F32 acc[R];
+  UNROLL for (int r = 0; r < R; r++) acc[r] = _mm512_setzero_ps();
+  const int8_t *high = a.high, *low = a.low;
+  for (int64_t g = 0; g < groups; g++, high += R * kGroup, low += R * kGroup) {
+    s.start(g);
+    const float *scale = a.scale + g * R, *scaled_sum = a.scaled_sum + g * R;
+    const int32_t *minus_sum = a.minus_sum + g * R, *minus_first = a.minus_first + g * R;
+    const auto add = [&](I32(&sum)[R], F32 weight_scale) {
+      UNROLL for (int r = 0; r < R; r++)
+        acc[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum[r]), _mm512_set1_ps(scale[r])), weight_scale, acc[r]);
+    };
+    I32 sum[R];
+    if constexpr (Source::mode == Mode::minimum) {
+      dot<Exact, R, 0, 8>(s, high, low, [](int) { return _mm512_setzero_si512(); }, sum);
+      add(sum, s.first_scale());
+      const F32 offset = s.second_scale();
+      UNROLL for (int r = 0; r < R; r++) acc[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(scaled_sum[r]), acc[r]);
+    } else if constexpr (Source::mode == Mode::centred) {
+      dot<Exact, R, 0, 8>(s, high, low, [&](int r) { return s.times_zero(_mm512_set1_epi32(minus_sum[r])); }, sum);
+      add(sum, s.first_scale());
+    } else {
+      dot<Exact, R, 0, 4>(s, high, low, [&](int r) { return s.times_zero(_mm512_set1_epi32(minus_first[r])); }, sum);
+      add(sum, s.first_scale());
+      dot<Exact, R, 4, 8>(s, high, low, [&](int r) { return s.times_zero(_mm512_set1_epi32(minus_sum[r] - minus_first[r])); }, sum);
+      add(sum, s.second_scale());
+    }
+  }
+  UNROLL for (int r = 0; r < R; r++) total[r] = acc[r];
+}
+
+template <Kind K, bool Exact, int R>
+__attribute__((noinline)) void packed_tile(const Weight& w, int64_t panel, const Rows& a, F32* total) {
+  tile<Exact, R>(Packed<K>(w, panel), a, w.groups, total);
+}
+
+template <Mode M, bool Exact, int R>
+__attribute__((noinline)) void loose_tile(const Unpacked& u, const Rows& a, int64_t groups, F32* total) {
+  tile<Exact, R>(Loose<M>(u), a, groups, total);
+}
+
+template <Kind K>
+INLINE F32 load_floats(const uint8_t* p) {
+  if constexpr (K == Kind::f32) return _mm512_loadu_ps(p);
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  if constexpr (K == Kind::f16) return _mm512_cvtph_ps(half);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+template <Kind K, int R>
+__attribute__((noinline)) void float_tile(const Weight& w, int64_t panel, const Rows& a, F32* total) {
+  constexpr int step = kPanel * format(K).element;
+  const uint8_t* from = w.panel(panel);
+  F32 acc[R];
+  UNROLL for (int r = 0; r < R; r++) acc[r] = _mm512_setzero_ps();
+  for (int64_t k = 0; k < w.in; k++, from += step) {
+    _mm_prefetch(reinterpret_cast<const char*>(from) + kAhead, _MM_HINT_T0);
+    const F32 weight = load_floats<K>(from);
+    UNROLL for (int r = 0; r < R; r++) acc[r] = _mm512_fmadd_ps(weight, _mm512_set1_ps(a.values[k * R + r]), acc[r]);
+  }
+  UNROLL for (int r = 0; r < R; r++) total[r] = acc[r];
+}
+
+// ---- tables: [exact][rows - 1]
+
+using PackedTile = void (*)(const Weight&, int64_t, const Rows&, F32*);
+using LooseTile = void (*)(const Unpacked&, const Rows&, int64_t, F32*);
+
+template <Kind K>
+void packed(bool exact, int rows, const Weight& w, int64_t panel, const Rows& a, F32* total) {
+  static constexpr PackedTile table[2][kFewRows] = {
+      {packed_tile<K, false, 1>, packed_tile<K, false, 2>, packed_tile<K, false, 3>, packed_tile<K, false, 4>},
+      {packed_tile<K, true, 1>, packed_tile<K, true, 2>, packed_tile<K, true, 3>, packed_tile<K, true, 4>}};
+  table[exact][rows - 1](w, panel, a, total);
+}
+
+// More than one panel of at most 12 rows means at least 6 rows in each, so that fewer than 5 never come here.
+template <Mode M, bool Exact, int... R>
+LooseTile loose_of(int rows, std::integer_sequence<int, R...>) {
+  static constexpr LooseTile table[] = {loose_tile<M, Exact, R + kFewRows + 1>...};
+  return table[rows - kFewRows - 1];
+}
+template <Mode M>
+LooseTile loose(bool exact, int rows) {
+  using Sizes = std::make_integer_sequence<int, kRows - kFewRows>;
+  return exact ? loose_of<M, true>(rows, Sizes()) : loose_of<M, false>(rows, Sizes());
+}
+
+template <Kind K, int... R>
+PackedTile floats_of(int rows, std::integer_sequence<int, R...>) {
+  static constexpr PackedTile table[] = {float_tile<K, R + 1>...};
+  return table[rows - 1];
+}
+
+INLINE void store(const F32* total, const Activations::Panel& rows, const Output& output) {
+  const __mmask16 mask = static_cast<__mmask16>((1u << output.valid) - 1);
+  for (int r = 0; r < rows.rows; r++) {
+    const int64_t at = (rows.first + r - output.row) * output.stride;
+    F32 value = total[r];
+    if (output.residual) value = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, output.residual + at), value);
+    _mm512_mask_storeu_ps(output.y + at, mask, value);
+  }
+}
+
+template <Kind K>
+void multiply_kind(const Weight& w, int64_t panel, const Activations& a, int64_t first, int64_t last, void* scratch,
+                   const Output& output) {
+  F32 total[kRows];
+  if constexpr (is_float(K)) {
+    for (int64_t p = first; p < last; p++) {
+      const Activations::Panel rows = a.panel(p);
+      floats_of<K>(rows.rows, std::make_integer_sequence<int, kRows>())(w, panel, Rows(a, rows.first), total);
+      store(total, rows, output);
+    }
+  } else if (a.rows <= kFewRows) {
+    packed<K>(a.exact, static_cast<int>(a.rows), w, panel, Rows(a, 0), total);
+    store(total, {0, static_cast<int>(a.rows)}, output);
+  } else {
+    const Unpacked unpacked = unpacked_in(w, scratch);
+    unpack<K>(w, panel, unpacked);
+    for (int64_t p = first; p < last; p++) {
+      const Activations::Panel rows = a.panel(p);
+      loose<format(K).mode>(a.exact, rows.rows)(unpacked, Rows(a, rows.first), a.groups, total);
+      store(total, rows, output);
+    }
+  }
+}
+
+using Multiply = decltype(Kernels::multiply);
+
+template <int... K>
+Multiply multiply_of(Kind kind, std::integer_sequence<int, K...>) {
+  static constexpr Multiply table[] = {multiply_kind<static_cast<Kind>(K)>...};
+  return table[static_cast<int>(kind)];
+}
+
+void multiply_panel(const Weight& w, int64_t panel, const Activations& a, int64_t first, int64_t last, void* scratch,
+                    const Output& output) {
+  multiply_of(w.kind, std::make_integer_sequence<int, kKinds>())(w, panel, a, first, last, scratch, output);
+}
+
+}  // namespace
+
+const Kernels kAvx512Kernels = {kRows, prepare_avx512, multiply_panel, gate_avx512};
+
+}  // namespace slipstream

@@ -1,0 +1,158 @@
+// Products in plain C++, for every machine; the other files do the same with wider instructions.
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "gemm_kernels.h"
+
+namespace slipstream {
+namespace {
+
+constexpr int kRows = 4;
+
+float norm_factor(const Input& input, const float* x) {
+  float lanes[16] = {};  // a fixed number of partial sums: more precise than one, and it vectorizes
+  for (int64_t k = 0; k < input.in; k++) lanes[k % 16] += x[k] * x[k];
+  float sum = 0;
+  for (float lane : lanes) sum += lane;
+  return 1.0f / std::sqrt(sum / static_cast<float>(input.in) + input.eps);
+}
+
+void quantize(const float* x, const Activations& to, const Activations::Panel& panel, int64_t r, int64_t g) {
+  float top = 0;
+  bool finite = true;
+  for (int k = 0; k < kGroup; k++) {
+    top = std::fmax(top, std::fabs(x[k]));
+    finite &= std::isfinite(x[k]);
+  }
+  const int limit = to.exact ? kExactTop : kFastTop;
+  const bool zero = !finite || top < kSmallest;
+  const float inverse = zero ? 0.0f : static_cast<float>(limit) / top;
+  // Numbers that are not finite must not look like numbers: the scale carries them on.
+  const float scale = !finite ? std::numeric_limits<float>::quiet_NaN() : zero ? 0.0f : top / static_cast<float>(limit);
+  int32_t sums[2] = {};
+  const int64_t base = panel.first * to.in + g * panel.rows * kGroup, R = panel.rows;
+  for (int k = 0; k < kGroup; k++) {
+    int q = zero ? 0 : static_cast<int>(std::nearbyint(x[k] * inverse));
+    const int64_t at = base + (k / 4 * R + r) * 4 + k % 4;
+    if (to.exact) {
+      const int high = (q + 128) >> 8;
+      int low = q - high * 256;
+      if (low < -127) low = -127;
+      to.high[at] = static_cast<int8_t>(high), to.low[at] = static_cast<int8_t>(low);
+      q = high * 256 + low;
+    } else {
+      to.high[at] = static_cast<int8_t>(q);
+    }
+    sums[k / 16] += q;
+  }
+  const int64_t at = panel.first * to.groups + g * R + r;
+  to.scale[at] = scale;
+  to.minus_sum[at] = -(sums[0] + sums[1]);
+  to.minus_first[at] = -sums[0];
+  to.scaled_sum[at] = scale * static_cast<float>(sums[0] + sums[1]);
+}
+
+void prepare(const Input& input, const Activations& to, int64_t row) {
+  const float* x = input.x + row * input.in;
+  const Activations::Panel panel = to.panel_of(row);
+  const int64_t r = row - panel.first;
+  const float factor = input.norm ? norm_factor(input, x) : 1.0f;
+  const auto value = [&](int64_t k) { return input.norm ? x[k] * factor * (input.norm[k] + input.norm_offset) : x[k]; };
+  if (to.plain)
+    for (int64_t k = 0; k < input.in; k++) to.values[panel.first * to.in + k * panel.rows + r] = value(k);
+  if (!to.quantized) return;
+  float group[kGroup];
+  for (int64_t g = 0; g < to.groups; g++) {
+    for (int k = 0; k < kGroup; k++) group[k] = value(g * kGroup + k);
+    quantize(group, to, panel, r, g);
+  }
+}
+
+// sum over words [first, last) of u * q, for each of 16 outputs.
+void dot(const uint8_t* u, const int8_t* q, int64_t R, int first, int last, int32_t* sum) {
+  for (int j = first; j < last; j++)
+    for (int n = 0; n < kPanel; n++) {
+      const uint8_t* a = u + j * 64 + n * 4;
+      const int8_t* b = q + j * R * 4;
+      sum[n] += a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
+    }
+}
+
+void multiply_row(const Unpacked& u, const Activations& a, const Activations::Panel& panel, int r, float* sum) {
+  const int64_t R = panel.rows, halves = u.mode == Mode::halves ? 2 : 1;
+  for (int64_t g = 0; g < a.groups; g++) {
+    const int64_t at = panel.first * a.groups + g * R + r, bytes = panel.first * a.in + g * R * kGroup + r * 4;
+    for (int64_t half = 0; half < halves; half++) {
+      const int first = static_cast<int>(half) * 4, last = halves == 2 ? first + 4 : 8;
+      int32_t product[kPanel] = {};
+      dot(u.numbers + g * 512, a.high + bytes, R, first, last, product);
+      if (a.exact) {
+        for (int32_t& p : product) p *= 256;
+        dot(u.numbers + g * 512, a.low + bytes, R, first, last, product);
+      }
+      int32_t correction = 0;
+      if (u.mode == Mode::centred) correction = a.minus_sum[at] * (1 << u.zero_bits);
+      if (u.mode == Mode::halves)
+        correction = (half ? a.minus_sum[at] - a.minus_first[at] : a.minus_first[at]) * (1 << u.zero_bits);
+      const float* scale = u.scale + (g * halves + half) * kPanel;
+      for (int n = 0; n < kPanel; n++) sum[n] += static_cast<float>(product[n] + correction) * a.scale[at] * scale[n];
+    }
+    if (u.mode == Mode::minimum)
+      for (int n = 0; n < kPanel; n++) sum[n] += u.offset[g * kPanel + n] * a.scaled_sum[at];
+  }
+}
+
+float element(Kind kind, const uint8_t* p) {
+  uint16_t half;
+  uint32_t bits;
+  if (kind == Kind::f32) {
+    std::memcpy(&bits, p, 4);
+  } else {
+    std::memcpy(&half, p, 2);
+    if (kind == Kind::f16) return half_to_float(half);
+    bits = static_cast<uint32_t>(half) << 16;
+  }
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+void multiply_float_row(const Weight& w, const uint8_t* from, const float* values, int64_t R, float* sum) {
+  const int size = format(w.kind).element;
+  for (int64_t k = 0; k < w.in; k++)
+    for (int n = 0; n < kPanel; n++) sum[n] += element(w.kind, from + (k * kPanel + n) * size) * values[k * R];
+}
+
+void multiply_panel(const Weight& w, int64_t panel, const Activations& a, int64_t first, int64_t last, void* scratch,
+                    const Output& output) {
+  const Unpacked unpacked = unpacked_in(w, scratch);
+  if (!is_float(w.kind)) unpack_panel(w, panel, unpacked);
+  for (int64_t p = first; p < last; p++) {
+    const Activations::Panel rows = a.panel(p);
+    for (int r = 0; r < rows.rows; r++) {
+      float sum[kPanel] = {};
+      if (is_float(w.kind))
+        multiply_float_row(w, w.panel(panel), a.values + rows.first * a.in + r, rows.rows, sum);
+      else
+        multiply_row(unpacked, a, rows, r, sum);
+      const int64_t at = (rows.first + r - output.row) * output.stride;
+      for (int n = 0; n < output.valid; n++)
+        output.y[at + n] = output.residual ? output.residual[at + n] + sum[n] : sum[n];
+    }
+  }
+}
+
+void gate(Gate kind, float* g, const float* u, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const float x = g[i];
+    const float z = kind == Gate::silu ? x : 1.5957691216f * (x + 0.044715f * x * x * x);
+    g[i] = x / (1.0f + std::exp(-z)) * u[i];
+  }
+}
+
+}  // namespace
+
+const Kernels kPortableKernels = {kRows, prepare, multiply_panel, gate};
+
+}  // namespace slipstream

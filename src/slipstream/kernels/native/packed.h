@@ -1,0 +1,96 @@
+// Packed weights: the layout that pack.py writes (its docstring describes the sections).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace slipstream {
+
+enum class Kind : int { q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, f32, f16, bf16 };
+constexpr int kKinds = 11, kPanel = 16, kGroup = 32;
+
+// How the numbers u (without sign) of a group of 32 become weights.
+enum class Mode {
+  minimum,  // scale * u + offset
+  centred,  // scale * (u - zero)
+  halves,   // the same, with one scale for inputs 0-15 and another for 16-31
+};
+
+struct Format {
+  int numbers;                      // of a block: `in` is a multiple of this
+  int low, high, scales, supers;    // bytes of a panel's sections: a group each, and for `supers` 8 groups
+  Mode mode;
+  int zero_bits;                    // zero = 1 << zero_bits, where the mode has one
+  int element;                      // bytes of a float, 0 for quantized kinds
+};
+
+constexpr Format kFormats[kKinds] = {
+    {32, 256, 0, 32, 0, Mode::centred, 3, 0},     // q4_0
+    {32, 256, 0, 64, 0, Mode::minimum, 0, 0},     // q4_1
+    {32, 256, 64, 32, 0, Mode::centred, 4, 0},    // q5_0
+    {32, 256, 64, 64, 0, Mode::minimum, 0, 0},    // q5_1
+    {32, 512, 0, 32, 0, Mode::centred, 7, 0},     // q8_0
+    {256, 256, 0, 32, 64, Mode::minimum, 0, 0},   // q4_k
+    {256, 256, 64, 32, 64, Mode::minimum, 0, 0},  // q5_k
+    {256, 256, 128, 32, 32, Mode::halves, 5, 0},  // q6_k
+    {1, 0, 0, 0, 0, Mode::minimum, 0, 4},         // f32
+    {1, 0, 0, 0, 0, Mode::minimum, 0, 2},         // f16
+    {1, 0, 0, 0, 0, Mode::minimum, 0, 2},         // bf16
+};
+
+constexpr const Format& format(Kind kind) { return kFormats[static_cast<int>(kind)]; }
+constexpr bool is_float(Kind kind) { return format(kind).element != 0; }
+
+// A matrix [out, in] in panels of 16 outputs; `high`, `scales`, `supers` are where these sections start in a panel.
+struct Weight {
+  Kind kind{};
+  int64_t out = 0, in = 0, groups = 0, panels = 0;
+  size_t high = 0, scales = 0, supers = 0, panel_bytes = 0;
+  const uint8_t* data = nullptr;
+
+  const uint8_t* panel(int64_t index) const { return data + index * panel_bytes; }
+  size_t bytes() const { return panels * panel_bytes; }
+  // Outputs of a panel that are not padding.
+  int valid(int64_t index) const { return out - index * kPanel < kPanel ? static_cast<int>(out - index * kPanel) : kPanel; }
+};
+
+inline Weight packed_weight(Kind kind, int64_t out, int64_t in, const uint8_t* data) {
+  const auto padded = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
+  const Format& f = format(kind);
+  Weight w;
+  w.kind = kind, w.out = out, w.in = in, w.panels = (out + kPanel - 1) / kPanel, w.data = data;
+  if (f.element) {
+    w.panel_bytes = padded(in * kPanel * f.element);
+    return w;
+  }
+  w.groups = in / kGroup;
+  w.high = padded(w.groups * f.low);
+  w.scales = w.high + padded(w.groups * f.high);
+  w.supers = w.scales + padded(w.groups * f.scales);
+  w.panel_bytes = w.supers + padded(w.groups / 8 * f.supers);
+  return w;
+}
+
+// One panel of a quantized weight with its numbers a byte each and its scales in float32.
+struct Unpacked {
+  Mode mode;
+  int zero_bits;
+  uint8_t* numbers;  // [groups][8 words][16 outputs][4]
+  float* scale;      // [groups][16], or [groups][2][16] for Mode::halves
+  float* offset;     // [groups][16], for Mode::minimum
+};
+constexpr size_t kUnpackedGroupBytes = 512 + 128 + 64;  // of memory that the three need together, a group
+
+inline Unpacked unpacked_in(const Weight& w, void* memory) {
+  auto* bytes = static_cast<uint8_t*>(memory);
+  auto* scale = reinterpret_cast<float*>(bytes + w.groups * 512);
+  return {format(w.kind).mode, format(w.kind).zero_bits, bytes, scale, scale + w.groups * 32};
+}
+
+// In plain C++ (packed.cc): one panel unpacked, and one row as floats [in].
+void unpack_panel(const Weight& w, int64_t panel, const Unpacked& to);
+void decode_row(const Weight& w, int64_t row, float* to);
+
+float half_to_float(uint16_t bits);
+
+}  // namespace slipstream
