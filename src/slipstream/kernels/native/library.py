@@ -14,6 +14,15 @@ REMEDY = (
     "pip install --force-reinstall --no-deps"
 )
 
+TARGETS = (
+    "slipstream_ffi_attend",
+    "slipstream_ffi_gemm",
+    "slipstream_ffi_gated",
+    "slipstream_ffi_mlp",
+    "slipstream_ffi_rows",
+)
+"""The handlers, registered with XLA under their own names."""
+
 
 def _path() -> Path:
     # Not library.so: Python would take that for the module of this file.
@@ -27,7 +36,7 @@ def library() -> ctypes.CDLL | None:
         found = ctypes.CDLL(str(_path()))
     except OSError:
         return None
-    for name in _targets(found):
+    for name in TARGETS:
         handler = jax.ffi.pycapsule(getattr(found, name))
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
     return found
@@ -38,11 +47,3 @@ def reason() -> str | None:
     if library() is not None:
         return None
     return f"the native CPU kernels were not built, so XLA's own, several times slower, are used: {REMEDY}"
-
-
-def _targets(found: ctypes.CDLL) -> list[str]:
-    """The names of the library's handlers, which it lists itself."""
-    listing = found.slipstream_targets
-    listing.restype = ctypes.c_char_p
-    names: bytes = listing()
-    return names.decode().split()

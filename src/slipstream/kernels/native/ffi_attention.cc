@@ -1,0 +1,124 @@
+// XLA's handler of attention. The cache is donated: its operands and its results must be the same memory.
+//
+// Operands: q f32[t, n, h], k and v f32[t, k, h], the cache's k and v (f32, f16 or bf16; shapes: CacheLayout), layer i32[],
+// starts i32[s + 1], lengths i32[s], pages i32[s, p], cos and sin f32[t, h/2], or f32[0, 0] where q and k come rotated.
+// Results: f32[t, n, h], the cache's k and v. Attributes: layout ("by_token" or "by_head"), scale f32, window i64 (0: none),
+// soft_cap f32 (0: none).
+#include <new>
+#include <string>
+#include <string_view>
+
+#include "attention.h"
+#include "entry.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace slipstream {
+namespace {
+
+namespace ffi = xla::ffi;
+using Values = ffi::BufferR3<ffi::F32>;  // [t, n, h]
+using Angles = ffi::BufferR2<ffi::F32>;
+using Numbers = ffi::BufferR1<ffi::S32>;
+
+ffi::Error wrong(const std::string& what) { return ffi::Error::InvalidArgument("slipstream attention: " + what); }
+
+template <class Buffer>
+bool same_shape(const Buffer& a, std::initializer_list<int64_t> b) {
+  const auto dimensions = a.dimensions();
+  if (dimensions.size() != b.size()) return false;
+  size_t i = 0;
+  for (const int64_t size : b) {
+    if (dimensions[i++] != size) return false;
+  }
+  return true;
+}
+
+ffi::Error attention(Values q, Values k, Values v, ffi::AnyBuffer cache_k, ffi::AnyBuffer cache_v,
+                     ffi::BufferR0<ffi::S32> layer, Numbers starts, Numbers lengths, ffi::BufferR2<ffi::S32> pages, Angles cos,
+                     Angles sin, ffi::Result<Values> out, ffi::Result<ffi::AnyBuffer> new_k, ffi::Result<ffi::AnyBuffer> new_v,
+                     std::string_view layout, float scale, int64_t window, float soft_cap) {
+  Attention c{};
+  c.tokens = q.dimensions()[0], c.heads = q.dimensions()[1], c.size = q.dimensions()[2], c.kv_heads = k.dimensions()[1];
+  c.rows = lengths.dimensions()[0], c.pages_per_row = pages.dimensions()[1];
+  const std::initializer_list<int64_t> kv = {c.tokens, c.kv_heads, c.size};
+  if (!same_shape(k, kv) || !same_shape(v, kv)) return wrong("k and v must be [t, k, h], like q [t, n, h]");
+  if (!same_shape(*out, {c.tokens, c.heads, c.size})) return wrong("the result must be shaped like q");
+  if (!same_shape(starts, {c.rows + 1}) || pages.dimensions()[0] != c.rows) {
+    return wrong("starts [s + 1], lengths [s] and pages [s, p] must agree");
+  }
+
+  if (layout == "by_token") {
+    c.layout = CacheLayout::by_token;
+  } else if (layout == "by_head") {
+    c.layout = CacheLayout::by_head;
+  } else {
+    return wrong("the layout must be by_token or by_head");
+  }
+  const bool by_head = c.layout == CacheLayout::by_head;
+  const auto shape = cache_k.dimensions();
+  if (shape.size() != 5) return wrong("the cache must have five axes");
+  c.layers = shape[0], c.pages = shape[1], c.page_size = shape[by_head ? 4 : 2];
+  const int64_t l = c.layers, p = c.pages, b = c.page_size;
+  const bool fits = by_head ? same_shape(cache_k, {l, p, c.kv_heads, c.size, b}) && same_shape(cache_v, {l, p, c.kv_heads, b, c.size})
+                            : same_shape(cache_k, {l, p, b, c.kv_heads, c.size}) && same_shape(cache_v, {l, p, b, c.kv_heads, c.size});
+  if (!fits) return wrong("the cache's shape does not fit its layout and k [t, k, h]");
+  if (cache_k.element_type() != cache_v.element_type()) return wrong("the cache's k and v must have one type");
+  switch (cache_k.element_type()) {
+    case ffi::F32: c.type = CacheType::f32; break;
+    case ffi::F16: c.type = CacheType::f16; break;
+    case ffi::BF16: c.type = CacheType::bf16; break;
+    default: return wrong("the cache must be f32, f16 or bf16");
+  }
+  if (cache_k.untyped_data() != new_k->untyped_data()) {
+    return wrong("XLA copied the cache's k instead of updating it in place: donate it, and pass it on unchanged");
+  }
+  if (cache_v.untyped_data() != new_v->untyped_data()) {
+    return wrong("XLA copied the cache's v instead of updating it in place: donate it, and pass it on unchanged");
+  }
+
+  if (cos.element_count() > 0 || sin.element_count() > 0) {
+    if (!same_shape(cos, {c.tokens, c.size / 2}) || !same_shape(sin, {c.tokens, c.size / 2})) {
+      return wrong("cos and sin must be [t, h/2]");
+    }
+    c.cos = cos.typed_data(), c.sin = sin.typed_data();
+  }
+  c.layer = *layer.typed_data();
+  c.q = q.typed_data(), c.k = k.typed_data(), c.v = v.typed_data();
+  c.q_stride = c.heads * c.size, c.k_stride = c.v_stride = c.kv_heads * c.size;
+  c.cache_k = new_k->untyped_data(), c.cache_v = new_v->untyped_data();
+  c.starts = starts.typed_data(), c.lengths = lengths.typed_data(), c.page_table = pages.typed_data();
+  c.scale = scale, c.window = window, c.soft_cap = soft_cap;
+  c.out = (*out).typed_data();
+  try {
+    if (const char* what = attend(c, isa())) return wrong(what);
+  } catch (const std::bad_alloc&) {
+    return wrong("out of memory");
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace slipstream
+
+SLIPSTREAM_ENTRY XLA_FFI_Error* slipstream_ffi_attend(XLA_FFI_CallFrame* frame);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(slipstream_ffi_attend, slipstream::attention,
+                              xla::ffi::Ffi::Bind()
+                                  .Arg<slipstream::Values>()
+                                  .Arg<slipstream::Values>()
+                                  .Arg<slipstream::Values>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::BufferR0<xla::ffi::S32>>()
+                                  .Arg<slipstream::Numbers>()
+                                  .Arg<slipstream::Numbers>()
+                                  .Arg<xla::ffi::BufferR2<xla::ffi::S32>>()
+                                  .Arg<slipstream::Angles>()
+                                  .Arg<slipstream::Angles>()
+                                  .Ret<slipstream::Values>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<std::string_view>("layout")
+                                  .Attr<float>("scale")
+                                  .Attr<int64_t>("window")
+                                  .Attr<float>("soft_cap"));
