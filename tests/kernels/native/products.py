@@ -11,10 +11,10 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
+from tests.kernels.native.random_blocks import random_blocks
 
 from slipstream.kernels.native.library import library
 from slipstream.kernels.native.pack import PACKINGS, pack
-from tests.kernels.native.random_blocks import random_blocks
 
 native = library()
 assert native is not None, "build the native library first (see CONTRIBUTING.md)"
@@ -44,8 +44,6 @@ def matrix(kind: str, out: int, inputs: int, seed: int = 0) -> Matrix:
     blocks = random_blocks(np.random.default_rng(seed), kind, out, inputs)
     values = dequantize(blocks, GGMLQuantizationType[kind.upper()]).astype(np.float64).reshape(out, inputs)
     return Matrix(kind, out, inputs, pack(kind, blocks, inputs), values)
-
-
 
 
 def isas() -> list[str]:

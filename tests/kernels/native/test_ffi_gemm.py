@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from tests.kernels.native.products import Floats, Matrix, activations, gated, gemm, matrix, rows
 
 NONE = np.zeros((0, 0), np.float32)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from tests.kernels.native.products import activations, bound, gated, gemm, isas, matrix, native, normed, rows
 
 from slipstream.kernels.native.pack import PACKINGS
-from tests.kernels.native.products import activations, bound, gated, gemm, isas, matrix, native, normed, rows
 
 KINDS = tuple(PACKINGS)
 SMALL = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")

@@ -12,8 +12,11 @@ namespace slipstream {
 namespace {
 
 constexpr int kRows = 12;
-// Up to here a weight is unpacked in registers and used once; beyond, once into memory and read by every row panel.
+// One row panel unpacks a weight in registers, as it reads it. Several share one that is unpacked into memory.
+// Up to this many rows the two bytes of an exact product have sums of their own.
 constexpr int kFewRows = 4;
+// More than one panel of at most 12 rows means at least 6 rows in each.
+constexpr int kLeastShared = 6;
 // Weights are read this far ahead: 4 KB pages stop the hardware's own prefetching.
 constexpr int64_t kAhead = 4096;
 
@@ -112,11 +115,17 @@ struct Loose {
   static constexpr Mode mode = M;
   const Unpacked from;
   const __m128i zero_bits;
+  const uint8_t* const ahead;  // what will be unpacked next: it is fetched while this is multiplied, `step` bytes a group
+  const int64_t step;
   int64_t group = 0;
 
-  explicit Loose(const Unpacked& unpacked) : from(unpacked), zero_bits(_mm_cvtsi32_si128(unpacked.zero_bits)) {}
+  Loose(const Unpacked& unpacked, const uint8_t* ahead, int64_t step)
+      : from(unpacked), zero_bits(_mm_cvtsi32_si128(unpacked.zero_bits)), ahead(ahead), step(step) {}
 
-  INLINE void start(int64_t g) { group = g; }
+  INLINE void start(int64_t g) {
+    group = g;
+    for (int64_t i = 0; i < step; i += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead) + g * step + i, _MM_HINT_T1);
+  }
   INLINE I32 word(int j) const { return _mm512_loadu_si512(from.numbers + group * 512 + 64 * j); }
   INLINE I32 times_zero(I32 v) const { return _mm512_sll_epi32(v, zero_bits); }
   INLINE F32 first_scale() const { return _mm512_loadu_ps(from.scale + group * (M == Mode::halves ? 32 : 16)); }
@@ -129,7 +138,7 @@ template <Kind K>
 void unpack(const Weight& w, int64_t panel, const Unpacked& to) {
   Packed<K> from(w, panel);
   for (int64_t g = 0; g < w.groups; g++) {
-    from.start(g);
+    from.read(g);
     UNROLL for (int j = 0; j < 8; j++) _mm512_storeu_si512(to.numbers + g * 512 + 64 * j, from.u[j]);
     if constexpr (Packed<K>::mode == Mode::halves) {
       _mm512_storeu_ps(to.scale + g * 32, from.scale);
@@ -224,8 +233,8 @@ __attribute__((noinline)) void packed_tile(const Weight& w, int64_t panel, const
 }
 
 template <Mode M, bool Exact, int R>
-__attribute__((noinline)) void loose_tile(const Unpacked& u, const Rows& a, int64_t groups, F32* total) {
-  tile<Exact, R>(Loose<M>(u), a, groups, total);
+__attribute__((noinline)) void loose_tile(const Loose<M>& source, const Rows& a, int64_t groups, F32* total) {
+  tile<Exact, R>(source, a, groups, total);
 }
 
 template <Kind K>
@@ -253,25 +262,28 @@ __attribute__((noinline)) void float_tile(const Weight& w, int64_t panel, const 
 // ---- tables: [exact][rows - 1]
 
 using PackedTile = void (*)(const Weight&, int64_t, const Rows&, F32*);
-using LooseTile = void (*)(const Unpacked&, const Rows&, int64_t, F32*);
+template <Mode M>
+using LooseTile = void (*)(const Loose<M>&, const Rows&, int64_t, F32*);
 
+template <Kind K, bool Exact, int... R>
+PackedTile packed_of(int rows, std::integer_sequence<int, R...>) {
+  static constexpr PackedTile table[] = {packed_tile<K, Exact, R + 1>...};
+  return table[rows - 1];
+}
 template <Kind K>
-void packed(bool exact, int rows, const Weight& w, int64_t panel, const Rows& a, F32* total) {
-  static constexpr PackedTile table[2][kFewRows] = {
-      {packed_tile<K, false, 1>, packed_tile<K, false, 2>, packed_tile<K, false, 3>, packed_tile<K, false, 4>},
-      {packed_tile<K, true, 1>, packed_tile<K, true, 2>, packed_tile<K, true, 3>, packed_tile<K, true, 4>}};
-  table[exact][rows - 1](w, panel, a, total);
+PackedTile packed(bool exact, int rows) {
+  using Sizes = std::make_integer_sequence<int, kRows>;
+  return exact ? packed_of<K, true>(rows, Sizes()) : packed_of<K, false>(rows, Sizes());
 }
 
-// More than one panel of at most 12 rows means at least 6 rows in each, so that fewer than 5 never come here.
 template <Mode M, bool Exact, int... R>
-LooseTile loose_of(int rows, std::integer_sequence<int, R...>) {
-  static constexpr LooseTile table[] = {loose_tile<M, Exact, R + kFewRows + 1>...};
-  return table[rows - kFewRows - 1];
+LooseTile<M> loose_of(int rows, std::integer_sequence<int, R...>) {
+  static constexpr LooseTile<M> table[] = {loose_tile<M, Exact, R + kLeastShared>...};
+  return table[rows - kLeastShared];
 }
 template <Mode M>
-LooseTile loose(bool exact, int rows) {
-  using Sizes = std::make_integer_sequence<int, kRows - kFewRows>;
+LooseTile<M> loose(bool exact, int rows) {
+  using Sizes = std::make_integer_sequence<int, kRows - kLeastShared + 1>;
   return exact ? loose_of<M, true>(rows, Sizes()) : loose_of<M, false>(rows, Sizes());
 }
 
@@ -301,15 +313,17 @@ void multiply_kind(const Weight& w, int64_t panel, const Activations& a, int64_t
       floats_of<K>(rows.rows, std::make_integer_sequence<int, kRows>())(w, panel, Rows(a, rows.first), total);
       store(total, rows, output);
     }
-  } else if (a.rows <= kFewRows) {
-    packed<K>(a.exact, static_cast<int>(a.rows), w, panel, Rows(a, 0), total);
-    store(total, {0, static_cast<int>(a.rows)}, output);
+  } else if (a.panels == 1) {
+    packed<K>(a.exact, static_cast<int>(a.rows))(w, panel, Rows(a, 0), total);
+    store(total, a.panel(0), output);
   } else {
     const Unpacked unpacked = unpacked_in(w, scratch);
     unpack<K>(w, panel, unpacked);
-    for (int64_t p = first; p < last; p++) {
+    int64_t step = static_cast<int64_t>(w.panel_bytes) / w.groups;
+    for (int64_t p = first; p < last; p++, step = 0) {
       const Activations::Panel rows = a.panel(p);
-      loose<format(K).mode>(a.exact, rows.rows)(unpacked, Rows(a, rows.first), a.groups, total);
+      const Loose<format(K).mode> source(unpacked, w.panel(panel + 1), step);
+      loose<format(K).mode>(a.exact, rows.rows)(source, Rows(a, rows.first), a.groups, total);
       store(total, rows, output);
     }
   }
