@@ -50,10 +50,12 @@ def checkpoint() -> Checkpoint:
     return Checkpoint(Path("tiny"), CONFIG, RandomSource(row.plan(c), seed=4), None, GenerationDefaults())
 
 
-def engine(**settings: Any) -> Engine:
-    """A small engine: 4 sequences, 32 tokens a step, pages of 4 tokens."""
-    defaults: dict[str, Any] = {"max_seqs": 4, "max_batched_tokens": 32, "page_size": 4, "compile_cache": ""}
-    return build(checkpoint(), EngineConfig(**(defaults | settings)))
+def engine(source: Checkpoint | None = None, **settings: Any) -> Engine:
+    """A small engine: 4 sequences, 32 tokens a step, pages of 4 tokens, XLA's kernels."""
+    defaults: dict[str, Any] = {
+        "max_seqs": 4, "max_batched_tokens": 32, "page_size": 4, "compile_cache": "", "kernels": "xla"
+    }  # fmt: skip
+    return build(source or checkpoint(), EngineConfig(**(defaults | settings)))
 
 
 def request(name: str, prompt: Sequence[int], **sampling: Any) -> EngineRequest:

@@ -57,7 +57,9 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
     check(plan, checkpoint.source, allowed_unused=members.unread)
     report = _one_at_a_time(progress)
     abstract = placement.abstract(plan, checkpoint.source)
-    runner = JaxRunner(members, model, abstract, kv, shapes, config.max_seqs, device)
+    runner = JaxRunner(
+        members, model, abstract, kv, shapes, config.max_seqs, device, "cpu" if placement.native else "reference"
+    )
     started = time.monotonic()
     with ThreadPoolExecutor(1) as pool:  # reading weights and compiling need nothing of each other
         weights = pool.submit(

@@ -20,7 +20,7 @@ from slipstream.engine.sampler import Logprobs
 from slipstream.engine.shapes import Shape, ShapePolicy
 from slipstream.engine.slots import Slots, slot_row
 from slipstream.engine.step import Batch, Sampled, State, admit, make_step
-from slipstream.kernels.ragged import KVCache
+from slipstream.kernels.ragged import Kernels, KVCache, Layout
 from slipstream.models.registry import Family
 
 COMPILE_THREADS = 4
@@ -68,6 +68,7 @@ class JaxRunner:
         shapes: ShapePolicy,
         max_seqs: int,
         device: jax.Device,
+        kernels: Kernels,
     ) -> None:
         self.family = family
         self.config = config
@@ -76,6 +77,7 @@ class JaxRunner:
         self.shapes = shapes
         self.max_seqs = max_seqs
         self.device = device
+        self.kernels: Kernels = kernels
         self._steps: dict[Shape, Any] = {}
         self._admit: Any = None
         self._state: State | None = None
@@ -192,7 +194,9 @@ class JaxRunner:
 
     def _empty_state(self, pages: int) -> State:
         kv = self.kv
-        cache = KVCache.zeros(kv.layers, pages, kv.page_size, kv.kv_heads, kv.head_dim, jnp.dtype(kv.dtype))
+        sixteens = kv.page_size % 16 == 0 and kv.head_dim % 16 == 0  # a vector of 16 keys, or of 16 elements
+        layout: Layout = "by_head" if self.kernels == "cpu" and sixteens else "by_token"
+        cache = KVCache.zeros(kv.layers, pages, kv.page_size, kv.kv_heads, kv.head_dim, jnp.dtype(kv.dtype), layout)
         return State(cache, Slots.empty(self.max_seqs + 1, self._max_len))  # the last slot is that of empty rows
 
     def _abstract_state(self, pages: int) -> Any:
@@ -208,7 +212,7 @@ class JaxRunner:
 
         rows = _Rows.empty(shape, self._pages_per_row, self.max_seqs)
         batch = Batch(*(abstract(getattr(rows, name)) for name in ("starts", "lengths", "pages", "slots", "samples")))  # type: ignore[arg-type]
-        step = jax.jit(make_step(self.family, self.config, shape), donate_argnums=1)
+        step = jax.jit(make_step(self.family, self.config, shape, self.kernels), donate_argnums=1)
         return step.lower(self.weights, self._abstract_state(pages), batch).compile()
 
 

@@ -13,7 +13,7 @@ from jax import Array, lax
 from slipstream.engine.sampler import Logprobs, logprobs_of, no_logprobs, sample
 from slipstream.engine.shapes import Shape
 from slipstream.engine.slots import Slots
-from slipstream.kernels.ragged import KVCache, Step
+from slipstream.kernels.ragged import Kernels, KVCache, Step
 from slipstream.models.registry import Family
 
 PROMPT_BLOCK = 32  # prompt positions whose logits are live at once: a whole chunk's would outweigh the model
@@ -56,11 +56,15 @@ class Sampled:
     prompt: Logprobs | None
 
 
-def make_step(family: Family, config: Any, shape: Shape) -> Callable[[Any, State, Batch], tuple[State, Sampled]]:
+def make_step(
+    family: Family, config: Any, shape: Shape, kernels: Kernels
+) -> Callable[[Any, State, Batch], tuple[State, Sampled]]:
     """The step of one shape, a pure function to be jitted with the state donated."""
 
     def step(weights: Any, state: State, batch: Batch) -> tuple[State, Sampled]:
-        ragged = Step.of(batch.starts, batch.lengths, batch.pages, shape.tokens, decode_only=shape.decode_only)
+        ragged = Step.of(
+            batch.starts, batch.lengths, batch.pages, shape.tokens, decode_only=shape.decode_only, kernels=kernels
+        )
         count = batch.lengths.shape[0]
         history = state.slots.history
         token_slot = batch.slots[jnp.minimum(ragged.rows, count - 1)]

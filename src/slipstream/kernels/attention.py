@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from slipstream.kernels.native.attention import attend_native
 from slipstream.kernels.ragged import KVCache, Step
 
 CHUNK_BLOCK = 32  # queries of one prefill block: enough to fill a product, few enough to waste little on a short tail
@@ -43,12 +44,27 @@ def attend(
     window: int | None = None,
     soft_cap: float | None = None,
 ) -> tuple[Array, KVCache]:
-    """Write this step's keys and values into their pages, then attend.
+    """Write this step's keys and values into their pages, then attend, by the implementation that `step` names.
 
     q: [t, n, h]; k, v: [t, k, h]; `layer` indexes the cache's layers. `window` w: a query at position i sees positions
     i - w + 1 to i. `soft_cap` c: scores become c * tanh(scores / c). Returns ([t, n, h] in q's dtype, the cache); rows
     of padding are zero. Softmax and sums are float32.
     """
+    return IMPLEMENTATIONS[step.kernels](cache, layer, q, k, v, step, scale, window, soft_cap)
+
+
+def attend_reference(
+    cache: KVCache,
+    layer: Array | int,
+    q: Array,
+    k: Array,
+    v: Array,
+    step: Step,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> tuple[Array, KVCache]:
+    """`attend` in XLA alone, on any device. The cache must be laid out by token."""
     cache = write(cache, layer, k, v, step)
     tokens, rows = q.shape[0], step.lengths.shape[0]
     out = jnp.zeros((tokens, *q.shape[1:]), jnp.float32)
@@ -162,3 +178,6 @@ def _attend_blocks(
 
     groups = -(-blocks.real // group)
     return lax.fori_loop(0, groups, one_group, out)
+
+
+IMPLEMENTATIONS = {"reference": attend_reference, "cpu": attend_native}

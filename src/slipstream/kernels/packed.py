@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from slipstream.spec.param import Param
 from slipstream.spec.source import Blocks
 
 Precision = Literal["exact", "fast"]
-PRECISIONS: dict[Precision, int] = {"exact": 0, "fast": 1}
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +84,7 @@ def packing_of(param: Param, blocks: Sequence[Blocks | None]) -> Packing | None:
 
     It must be a matrix of a product, stored as [kept axes, summed axes], in one block type that `native.pack` knows.
     """
-    kinds = {None if one is None else one.kind for one in blocks}
+    kinds = {None if one is None else one.kind.lower() for one in blocks}
     kind = kinds.pop() if len(kinds) == 1 else None
     groups = param.stored_groups
     if kind not in PACKINGS or not param.contract or param.offset or len(groups) != 2:
@@ -104,8 +103,16 @@ def _(leaf: Packed, index: Array | int) -> Packed:
 @rows_of.register
 def _(table: Packed, ids: Array) -> Array:
     rows = jax.ShapeDtypeStruct((ids.shape[0], table.in_size), jnp.float32)
-    call = jax.ffi.ffi_call("slipstream_rows", rows)
-    return call(ids, table.data, table.layer, **_attributes(table))
+    call = jax.ffi.ffi_call("slipstream_ffi_rows", rows)
+    found: Array = call(
+        ids,
+        jnp.int32(ids.shape[0]),
+        table.data,
+        kind=np.int64(PACKINGS[table.kind].code),
+        out=np.int64(table.out_size),
+        scale=np.float32(1),
+    )
+    return found
 
 
 @product.register
@@ -118,16 +125,18 @@ def _(w: Packed, eq: str, x: Array, real: Array | None, dtype: DTypeLike) -> Arr
     if given != row + inputs or result != row + out or set(stored) != set(out + inputs):
         raise ValueError(f"{eq!r} does not fit a weight that keeps {out} and sums over {inputs}")
     rows = x.shape[0]
-    real = jnp.int32(rows) if real is None else real
-    call = jax.ffi.ffi_call("slipstream_gemm", jax.ShapeDtypeStruct((rows, w.out_size), jnp.float32))
-    y = call(x.reshape(rows, w.in_size).astype(jnp.float32), w.data, w.layer, real, **_attributes(w))
+    call = jax.ffi.ffi_call("slipstream_ffi_gemm", [jax.ShapeDtypeStruct((rows, w.out_size), jnp.float32)])
+    none = jnp.zeros((0, 0), jnp.float32)
+    [y] = call(
+        x.reshape(rows, w.in_size).astype(jnp.float32),
+        none,
+        none,
+        w.layer,
+        jnp.int32(rows) if real is None else real,
+        w.data,
+        kinds=np.array([PACKINGS[w.kind].code], np.int64),
+        exact=w.precision == "exact",
+        eps=np.float32(0),
+        norm_offset=np.float32(0),
+    )
     return y.reshape(rows, *(size for _, size in w.out)).astype(dtype)
-
-
-def _attributes(w: Packed) -> dict[str, Any]:
-    return {
-        "kind": np.int32(PACKINGS[w.kind].code),
-        "out": np.int64(w.out_size),
-        "inputs": np.int64(w.in_size),
-        "precision": np.int32(PRECISIONS[w.precision]),
-    }

@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+Kernels = Literal["reference", "cpu"]
+"""Which implementation computes attention, see `kernels.attention.IMPLEMENTATIONS`."""
+
+Layout = Literal["by_token", "by_head"]
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVCache:
-    """Paged keys and values. `k`, `v`: [l, P, b, k, h]. Carried through the layer scan and donated by the step."""
+    """Paged keys and values, carried through the layer scan and donated by the step.
+
+    `layout` by_token: `k` and `v` are [l, P, b, k, h]. by_head: `k` is [l, P, k, h, b] and `v` [l, P, k, b, h], so that
+    a vector register holds one element of neighbouring keys; only the native CPU kernels read that.
+    """
 
     k: Array
     v: Array
+    layout: Layout = field(default="by_token", metadata={"static": True})
 
     @classmethod
-    def zeros(cls, layers: int, pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: jnp.dtype) -> KVCache:
+    def zeros(
+        cls,
+        layers: int,
+        pages: int,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: jnp.dtype,
+        layout: Layout = "by_token",
+    ) -> KVCache:
         """An empty cache."""
-        shape = (layers, pages, page_size, kv_heads, head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        shapes = {
+            "by_token": ((page_size, kv_heads, head_dim), (page_size, kv_heads, head_dim)),
+            "by_head": ((kv_heads, head_dim, page_size), (kv_heads, page_size, head_dim)),
+        }
+        k, v = (jnp.zeros((layers, pages, *shape), dtype) for shape in shapes[layout])
+        return cls(k, v, layout)
 
     @property
     def page_size(self) -> int:
         """Tokens in a page."""
-        return self.k.shape[2]
+        return self.k.shape[{"by_token": 2, "by_head": 4}[self.layout]]
 
 
 @jax.tree_util.register_dataclass
@@ -38,6 +62,7 @@ class Step:
     padding. `lengths` i32[s]: tokens in the cache after this step (0: an empty row). `pages` i32[s, p]: page tables.
     `rows` i32[t]: the row of each token, s for padding. `positions` i32[t]: its position in its sequence, 0 in padding.
     `decode_only`: a promise that no row has more than one token, so that kernels leave out what chunks need.
+    `kernels`: the implementation that the engine was configured for.
     """
 
     starts: Array
@@ -46,9 +71,19 @@ class Step:
     rows: Array
     positions: Array
     decode_only: bool = field(default=False, metadata={"static": True})
+    kernels: Kernels = field(default="reference", metadata={"static": True})
 
     @classmethod
-    def of(cls, starts: Array, lengths: Array, pages: Array, tokens: int, *, decode_only: bool = False) -> Step:
+    def of(
+        cls,
+        starts: Array,
+        lengths: Array,
+        pages: Array,
+        tokens: int,
+        *,
+        decode_only: bool = False,
+        kernels: Kernels = "reference",
+    ) -> Step:
         """Derive rows and positions of `tokens` packed tokens from the ragged description."""
         index = jnp.arange(tokens, dtype=jnp.int32)
         rows = jnp.searchsorted(starts, index, side="right").astype(jnp.int32) - 1
@@ -63,6 +98,7 @@ class Step:
             rows=jnp.where(real, row, lengths.shape[0]),
             positions=jnp.where(real, positions, 0).astype(jnp.int32),
             decode_only=decode_only,
+            kernels=kernels,
         )
 
     @property

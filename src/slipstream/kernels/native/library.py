@@ -16,6 +16,7 @@ REMEDY = (
 
 TARGETS = (
     "slipstream_ffi_attend",
+    "slipstream_ffi_attend",
     "slipstream_ffi_gemm",
     "slipstream_ffi_gated",
     "slipstream_ffi_mlp",

@@ -181,7 +181,8 @@ def block(
     y, cache = attend(cache, layer, q, k, v, step, scale=c.score_scale, window=kind.window, soft_cap=c.score_cap)
     x = x + norm(dot("tnh,nhd->td", y, w.wo, real=step.real), w.attention_out_norm)
     y = norm(x, w.mlp_norm)
-    y = jax.nn.gelu(dot("td,df->tf", y, w.gate, real=step.real), approximate=True) * dot("td,df->tf", y, w.up, real=step.real)
+    gate, up = (dot("td,df->tf", y, weight, real=step.real) for weight in (w.gate, w.up))
+    y = jax.nn.gelu(gate, approximate=True) * up
     return x + norm(dot("tf,fd->td", y, w.down, real=step.real), w.mlp_out_norm), cache
 
 

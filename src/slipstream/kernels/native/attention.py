@@ -1,0 +1,44 @@
+"""Ragged paged attention by the native CPU kernels, see attention.h."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from slipstream.kernels.ragged import KVCache, Step
+
+
+def attend_native(
+    cache: KVCache,
+    layer: Array | int,
+    q: Array,
+    k: Array,
+    v: Array,
+    step: Step,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+) -> tuple[Array, KVCache]:
+    """`kernels.attention.attend` on a CPU. The cache is updated where it lies: the step must be given it donated."""
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (cache.k, cache.v)]
+    out = jax.ShapeDtypeStruct(q.shape, jnp.float32)
+    call = jax.ffi.ffi_call("slipstream_ffi_attend", [out, *shapes], input_output_aliases={3: 1, 4: 2})
+    turned = jnp.zeros((0, 0), jnp.float32)  # q and k come rotated
+    mixed, new_k, new_v = call(
+        *(x.astype(jnp.float32) for x in (q, k, v)),
+        cache.k,
+        cache.v,
+        jnp.asarray(layer, jnp.int32),
+        step.starts,
+        step.lengths,
+        step.pages,
+        turned,
+        turned,
+        layout=cache.layout,
+        scale=np.float32(scale),
+        window=np.int64(window or 0),
+        soft_cap=np.float32(soft_cap or 0.0),
+    )
+    return mixed.astype(q.dtype), KVCache(new_k, new_v, cache.layout)

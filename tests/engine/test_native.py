@@ -1,0 +1,114 @@
+"""The engine on the native kernels, from quantized blocks: the same replies as XLA's kernels give from what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from slipstream.checkpoint import RandomSource
+from slipstream.engine.loop import Engine
+from slipstream.errors import ConfigError
+from slipstream.kernels.native import library
+from slipstream.models.registry import family
+from slipstream.spec.source import Blocks, Checkpoint, GenerationDefaults
+from tests.engine import tiny
+
+pytestmark = pytest.mark.skipif(library.reason() is not None, reason="the native kernels were not built here")
+
+CONFIG = tiny.CONFIG | {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 3}
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
+RNG = np.random.default_rng(2)
+PROMPTS = [RNG.integers(0, 211, size=n).tolist() for n in (1, 3, 17, 40, 70, 5, 33, 12)]
+
+
+class QuantizedSource:
+    """A source whose matrices are stored as Q8_0; `offers_blocks` False dequantizes them."""
+
+    def __init__(self, source: RandomSource, *, offers_blocks: bool) -> None:
+        self._source = source
+        self._offers = offers_blocks
+
+    def names(self) -> Collection[str]:
+        return self._source.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._source.shape(name)
+
+    def _stored(self, name: str) -> np.ndarray | None:
+        values = self._source.read(name)
+        return gguf.quants.quantize(values, Q8_0) if values.ndim == 2 else None
+
+    def read(self, name: str) -> np.ndarray:
+        stored = self._stored(name)
+        return self._source.read(name) if stored is None else gguf.quants.dequantize(stored, Q8_0)
+
+    def blocks(self, name: str) -> Blocks | None:
+        stored = self._stored(name)
+        return None if stored is None or not self._offers else Blocks("Q8_0", self.shape(name), lambda: stored)
+
+
+def checkpoint(*, offers_blocks: bool = True) -> Checkpoint:
+    row = family(CONFIG)
+    source = QuantizedSource(RandomSource(row.plan(row.from_hf(CONFIG)), 4), offers_blocks=offers_blocks)
+    return Checkpoint(Path("tiny"), CONFIG, source, None, GenerationDefaults())
+
+
+@pytest.fixture(scope="module", params=[16, 4], ids=["by_head", "by_token"])
+def native(request: pytest.FixtureRequest) -> Engine:
+    """Pages of 16 tokens let the cache be laid out by head, pages of 4 do not."""
+    return tiny.engine(checkpoint(), kernels="cpu", page_size=request.param)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Engine:
+    return tiny.engine(checkpoint(offers_blocks=False))
+
+
+def test_weights_stay_in_blocks(native: Engine, plain: Engine) -> None:
+    assert native.info.weight_bytes < 0.3 * plain.info.weight_bytes
+
+
+def test_replies_and_log_probabilities_equal_those_of_xla(native: Engine, plain: Engine) -> None:
+    requests = [tiny.request(str(i), p, max_tokens=12, logprobs=3, prompt_logprobs=1) for i, p in enumerate(PROMPTS)]
+    ours, theirs = tiny.run(native, requests), tiny.run(plain, requests)
+    for name, outputs in theirs.items():
+        assert tiny.tokens(ours[name]) == tiny.tokens(outputs)
+        for a, b in zip(ours[name], outputs, strict=True):
+            pairs = [*zip(a.logprobs or [], b.logprobs or [], strict=True)]
+            pairs += [*zip(a.prompt_logprobs or [], b.prompt_logprobs or [], strict=True)]
+            assert pairs
+            assert max(abs(x.logprob - y.logprob) for x, y in pairs) < 2e-3
+
+
+def test_logits_are_bit_equal_alone_and_in_any_batch_chunked_or_not(native: Engine) -> None:
+    """Log probabilities of prompt and reply, compared for equality: alone, and in a crowd that cuts the prompts up."""
+    wants = {"temperature": 1.0, "max_tokens": 10, "logprobs": 5, "prompt_logprobs": 5}
+    requests = [tiny.request(str(i), p, seed=i, **wants) for i, p in enumerate(PROMPTS)]
+    together = tiny.run(native, requests)
+    for one in requests:
+        alone = tiny.run(native, [one])[one.id]
+        assert [o.logprobs for o in alone] == [o.logprobs for o in together[one.id]]
+        assert alone[0].prompt_logprobs == together[one.id][0].prompt_logprobs
+
+
+def test_fast_is_close(plain: Engine) -> None:
+    fast = tiny.engine(checkpoint(), kernels="cpu", cpu_precision="fast", page_size=16)
+    exact = tiny.run(plain, [tiny.request("a", PROMPTS[4], prompt_logprobs=0)])["a"][0].prompt_logprobs
+    rough = tiny.run(fast, [tiny.request("a", PROMPTS[4], prompt_logprobs=0)])["a"][0].prompt_logprobs
+    assert exact is not None
+    assert rough is not None
+    off = max(abs(x.logprob - y.logprob) for x, y in zip(exact, rough, strict=True))
+    assert 1e-4 < off < 0.2, "8 bits are seen, and do little harm"
+
+
+def test_asked_for_and_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(library, "reason", lambda: "the native CPU kernels were not built: install g++")
+    with pytest.raises(ConfigError, match="install g\\+\\+"):
+        tiny.engine(checkpoint(), kernels="cpu")
+    assert tiny.engine(replace(checkpoint(offers_blocks=False)), kernels="auto", max_seqs=1, max_batched_tokens=8).info
+    assert [r.message for r in caplog.records if "install g++" in r.message], "auto says it once, and goes on with XLA"

@@ -1,0 +1,111 @@
+"""Products with weights in GGUF's blocks, as a forward calls them, against the dequantized weight in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slipstream.kernels.matmul import dot, is_leaf, layer_of, rows_of
+from slipstream.kernels.native import library
+from slipstream.kernels.packed import Packed, Precision, packing_of
+from slipstream.spec.param import Axis, Dims, Param
+from slipstream.spec.source import Blocks
+
+pytestmark = pytest.mark.skipif(library.reason() is not None, reason="the native kernels were not built here")
+
+D, N, H, V = Axis("embed", "d", 96), Axis("heads", "n", 3), Axis("head", "h", 32), Axis("vocab", "v", 41)
+LAYERS = 3
+RNG = np.random.default_rng(5)
+
+
+def blocks_of(kind: str, values: np.ndarray) -> tuple[Blocks, np.ndarray]:
+    """The values in blocks, and what these hold."""
+    code = gguf.GGMLQuantizationType[kind]
+    data = gguf.quants.quantize(values, code)
+    return Blocks(kind, values.shape, lambda: data), gguf.quants.dequantize(data, code)
+
+
+def leaf(kind: str, param: Param, precision: Precision = "exact") -> tuple[Packed, np.ndarray]:
+    """A packed leaf and its numbers [l, *stored shape]."""
+    made = [blocks_of(kind, RNG.normal(size=param.stored_shape).astype(np.float32)) for _ in range(param.layers or 1)]
+    packing = packing_of(param, [blocks for blocks, _ in made])
+    assert packing is not None
+    packed = packing.fill([blocks for blocks, _ in made], precision, jax.devices()[0])
+    assert jax.tree.map(jnp.shape, packed.data) == packing.abstract(precision).data.shape
+    return packed, np.stack([numbers for _, numbers in made])
+
+
+WQ = Param(D | N | H, ("q",) * LAYERS, "(n h) d -> d n h", ("embed",), layers=LAYERS)
+WO = Param(N | H | D, ("o",) * LAYERS, "d (n h) -> n h d", ("heads", "head"), layers=LAYERS)
+TABLE = Param(V | D, ("e",), None, ("embed",))
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("exact", 1e-4), ("fast", 2e-2)])
+def test_products_equal_float64(kind: str, precision: Precision, tolerance: float) -> None:
+    wq, numbers = leaf(kind, WQ, precision)
+    x = RNG.normal(size=(5, 96)).astype(np.float32)
+    for layer in range(LAYERS):
+        call = jax.jit(lambda x, w, i: dot("td,dnh->tnh", x, layer_of(w, i), real=jnp.int32(4)))
+        y = np.asarray(call(x, wq, layer))
+        want = (x.astype(np.float64) @ numbers[layer].T.astype(np.float64)).reshape(5, 3, 32)
+        assert np.abs(y - want)[:4].max() < tolerance * np.abs(want).max()
+        assert not y[4].any(), "padding is not computed"
+
+
+def test_an_output_projection_sums_over_two_axes() -> None:
+    wo, numbers = leaf("Q8_0", WO)
+    x = RNG.normal(size=(2, 3, 32)).astype(np.float32)
+    y = np.asarray(dot("tnh,nhd->td", x, layer_of(wo, 2)))
+    want = x.reshape(2, 96).astype(np.float64) @ numbers[2].T
+    assert np.abs(y - want).max() < 1e-4 * np.abs(want).max()
+
+
+def test_a_table_gives_rows_and_logits() -> None:
+    table, [numbers] = leaf("Q8_0", TABLE)
+    ids = jnp.array([40, 0, 7], jnp.int32)
+    np.testing.assert_allclose(rows_of(table, ids), numbers[[40, 0, 7]], rtol=1e-6)
+    x = RNG.normal(size=(2, 96)).astype(np.float32)
+    logits = np.asarray(dot("rd,vd->rv", x, table, dtype=jnp.float32))
+    want = x.astype(np.float64) @ numbers.T
+    assert np.abs(logits - want).max() < 1e-4 * np.abs(want).max()
+
+
+def test_a_row_is_the_same_in_any_batch() -> None:
+    wq, _ = leaf("Q4_1", WQ)
+    x = RNG.normal(size=(40, 96)).astype(np.float32)
+    together = np.asarray(dot("td,dnh->tnh", x, layer_of(wq, 1)))
+    for row in (0, 7, 39):
+        alone = np.asarray(dot("td,dnh->tnh", x[row : row + 1], layer_of(wq, 1)))
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+def test_a_packed_leaf_stays_whole_in_a_tree() -> None:
+    wq, _ = leaf("Q8_0", WQ)
+    assert jax.tree.leaves({"w": wq}, is_leaf=is_leaf) == [wq]
+
+
+@pytest.mark.parametrize(
+    ("param", "kinds"),
+    [
+        (WQ, ["Q4_0", None, "Q4_0"]),
+        (WQ, ["Q4_0", "Q8_0", "Q4_0"]),
+        (WQ, ["IQ4_NL"] * 3),
+        (Param(Dims((D,)), ("norm",), None, ()), ["Q8_0"]),
+        (Param(D | V, ("x",), None, ("embed",)), ["Q8_0"]),
+    ],
+)
+def test_what_cannot_be_packed_is_declined(param: Param, kinds: list[Any]) -> None:
+    blocks = [None if kind is None else Blocks(kind, param.stored_shape, lambda: np.zeros(0, np.uint8)) for kind in kinds]
+    assert packing_of(param, blocks) is None
+
+
+def test_an_equation_that_does_not_fit_is_an_error() -> None:
+    wq, _ = leaf("Q8_0", WQ)
+    with pytest.raises(ValueError, match="does not fit a weight that keeps nh and sums over d"):
+        dot("td,dhn->thn", jnp.ones((1, 96)), layer_of(wq, 0))
