@@ -12,6 +12,7 @@ from slipstream.errors import CheckpointError, RequestError
 from slipstream.spec.tokenizer import TokenizerSpec
 from slipstream.text import from_gguf
 from slipstream.text.chat import ChatTemplates
+from slipstream.text.extent import most_characters
 from slipstream.text.pieces import PIECE_BYTES, decoding_of
 
 Message = Mapping[str, Any]
@@ -55,7 +56,10 @@ class Tokenizer:
         add_eos: bool | None = None,
         templates: Mapping[str, str] | None = None,
     ) -> None:
-        """`special`: role to token text. `add_bos`, `add_eos`: None leaves both to the backend's post-processor."""
+        """`special`: role to token text. `add_bos`, `add_eos`: None leaves both to the backend's post-processor.
+
+        `most_characters` is the most text, in characters, that one token stands for; None where there is no bound.
+        """
         self._backend = backend
         self.special_tokens: dict[str, str] = {
             role: text for role, text in (special or {}).items() if backend.token_to_id(text) is not None
@@ -63,6 +67,7 @@ class Tokenizer:
         _mark_special(backend, self.special_tokens.values())
         self.decoding = decoding_of(backend)
         added = backend.get_added_tokens_decoder()
+        self.most_characters = most_characters(backend, self.decoding.kind)
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.vocab_size = max([backend.get_vocab_size(with_added_tokens=False), *(i + 1 for i in added)])
         self.bos_token_id = self._role("bos")
