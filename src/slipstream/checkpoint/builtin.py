@@ -24,6 +24,7 @@ from slipstream.errors import ModelNotFound
 from slipstream.hardware.disk import cache_folder
 
 _CHUNK = 4 << 20
+_SCRATCH = ".fetch-"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ def fetch(model: Builtin, progress: Progress) -> Path:
         if right_size and hash_of(path, f"check {model.name}", progress) == model.sha256:
             mark(path, model.sha256)
             return path
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as scratch:
+        for left in path.parent.glob(f"{_SCRATCH}*"):  # by a fetch that was killed: the lock is ours, so none runs
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=path.parent) as scratch:
             joined = _assemble(model, Path(scratch), progress)
             joined.replace(path)
         mark(path, model.sha256)
