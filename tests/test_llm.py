@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 
 from slipstream import LLM, SamplingParams
@@ -56,6 +58,50 @@ def test_each_prompt_can_have_parameters_of_its_own(llm: LLM) -> None:
     assert [len(o.outputs[0].token_ids) for o in outputs] == [2, 9]
     with pytest.raises(RequestError, match="2 prompts and 1 SamplingParams"):
         llm.generate(["One", "Two"], [short])
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        5,
+        None,
+        [[1.5]],
+        [[True]],
+        [[[1]]],
+        {"text": "x"},
+        {"prompt": 5},
+        {"prompt": None},
+        {"prompt_token_ids": "x"},
+        {},
+    ],
+)
+def test_what_is_no_prompt_is_refused(llm: LLM, prompt: Any) -> None:
+    with pytest.raises(RequestError, match="a prompt is text, a list of token ids, or a dict"):
+        llm.generate(prompt, GREEDY, use_tqdm=False)
+
+
+def test_ids_are_checked_before_anything_runs(llm: LLM) -> None:
+    for bad in (-1, 10**6):
+        with pytest.raises(RequestError, match=f"token id {bad} is outside"):
+            llm.generate([[1], [1, bad]], GREEDY, use_tqdm=False)
+    assert not llm.engine.has_work
+
+
+def test_numpy_ids_are_ids(llm: LLM) -> None:
+    ids = np.array([504, 3575, 282])
+    one, [also] = only(llm.generate(ids, GREEDY, use_tqdm=False)), llm.generate([ids], GREEDY, use_tqdm=False)
+    assert one.prompt_token_ids == also.prompt_token_ids == [504, 3575, 282]
+    assert {type(token) for token in one.prompt_token_ids} == {int}
+
+
+def test_wrong_parameters_and_messages_say_what_is_wanted(llm: LLM) -> None:
+    wrong: Any
+    for wrong in ({"temperature": 0}, 5, [{"temperature": 0}]):
+        with pytest.raises(RequestError, match="params must be SamplingParams"):
+            llm.generate("One", wrong, use_tqdm=False)
+    for wrong in ("Hello", {"role": "user", "content": "Hello"}):
+        with pytest.raises(RequestError, match="messages must be a list"):
+            llm.chat(wrong, GREEDY, use_tqdm=False)
 
 
 def test_seeds_repeat_and_choices_differ(llm: LLM) -> None:
@@ -154,7 +200,7 @@ def test_a_refused_prompt_takes_the_others_with_it_and_leaves_nothing(llm: LLM) 
 def test_wrong_settings_are_refused_before_anything_loads() -> None:
     with pytest.raises(ConfigError, match="max_seqss"):
         LLM("smollm2-135m", max_seqss=3)
-    with pytest.raises(ConfigError, match="dtype"):
+    with pytest.raises(ConfigError, match="dtype must be one of auto, float32, bfloat16, float16, got 'float8'"):
         LLM("smollm2-135m", dtype="float8")
     with pytest.raises(ConfigError, match="max_seqs must be at least 1"):
         LLM("smollm2-135m", max_seqs=0)
@@ -178,7 +224,7 @@ def test_a_model_without_a_tokenizer_serves_token_ids(bare: LLM) -> None:
         bare.generate("text", GREEDY)
     with pytest.raises(NoTokenizer, match="send token ids"):
         bare.chat(QUESTION, GREEDY)
-    with pytest.raises(RequestError, match="stop strings need text"):
+    with pytest.raises(RequestError, match="no tokenizer: use stop_token_ids"):
         bare.generate([3], SamplingParams(stop="a"))
 
 

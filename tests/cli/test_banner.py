@@ -42,6 +42,8 @@ def test_the_program_compiles_and_names_the_model(prompting: Prompting, needs_ke
     program = banner(prompting, needs_key).snippet()
     compile(program, "snippet", "exec")
     assert 'model="smollm2-135m"' in program
+    # A model without a tokenizer answers with ids; its text is always empty.
+    assert ("token_ids" in program) == (prompting is Prompting.TOKENS)
     assert ("SLIPSTREAM_API_KEY" in program) == needs_key
 
 

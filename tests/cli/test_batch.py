@@ -182,6 +182,15 @@ def test_an_output_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     assert target.read_text() == "dear diary\n...\n"
 
 
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_a_file_of_requests_is_no_output(tmp_path: Path, end: str) -> None:
+    target = tmp_path / "in.jsonl"
+    target.write_text(line("a") + end)
+    with pytest.raises(ConfigError, match="line 1 is not a result"):
+        ResultFile(target)
+    assert target.read_text() == line("a") + end
+
+
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read"):
         list(read_requests(tmp_path / "absent.jsonl"))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +31,17 @@ def line(custom_id: str, **body: Any) -> str:
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/completions", "body": body}) + "\n"
 
 
-def run(model: Path, source: Path, target: Path) -> subprocess.CompletedProcess[str]:
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}
+
+
+def command(model: Path, source: Path, target: Path) -> list[str | Path]:
     sizes = ["--max-model-len", "64", "--max-seqs", "2", "--max-batched-tokens", "16", "--kv-bytes", "1MiB"]
-    return subprocess.run(
-        [sys.executable, "-m", "slipstream", "generate", source, target, "--model", model, *sizes],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
+    return [sys.executable, "-m", "slipstream", "generate", source, target, "--model", model, *sizes]
+
+
+def run(model: Path, source: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    line = command(model, source, target)
+    return subprocess.run(line, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
 
 
 def test_answers_errors_and_resumption(model: Path, tmp_path: Path) -> None:
@@ -69,6 +73,27 @@ def test_answers_errors_and_resumption(model: Path, tmp_path: Path) -> None:
     assert again.returncode == 0
     assert "0 answered, 0 failed, 5 had a result before" in again.stderr
     assert len(target.read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_how_to_go_on_and_leaves_nothing(
+    model: Path, tmp_path: Path, stop: signal.Signals, code: int
+) -> None:
+    source, target, temporary = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "tmp"
+    temporary.mkdir()
+    source.write_text("".join(line(f"{i}", prompt=[i + 1], max_tokens=60, ignore_eos=True) for i in range(2000)))
+    process = subprocess.Popen(
+        command(model, source, target), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | {"TMPDIR": str(temporary)}
+    )
+    while process.poll() is None and not (target.exists() and target.stat().st_size):
+        time.sleep(0.02)
+    process.send_signal(stop)
+    said = process.communicate(timeout=60)[1]
+    results = target.read_text().splitlines()
+    assert process.returncode == code, said
+    assert 0 < len(results) < 2000
+    assert f"stopped with {2000 - len(results)} of 2000 lines left: run the same command again" in said
+    assert [path.name for path in temporary.glob("slipstream*")] == []
 
 
 @pytest.mark.parametrize(

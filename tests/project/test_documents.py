@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from slipstream.cli.main import COMMANDS
+from tests.web.conftest import BROWSERS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -29,3 +30,8 @@ def test_links_and_paths_exist(document: Path) -> None:
 def test_the_readme_names_every_command() -> None:
     text = (ROOT / "README.md").read_text()
     assert {name for name in COMMANDS if f"slipstream {name}" not in text} == set()
+
+
+def test_scripts_look_for_the_browsers_that_the_tests_take() -> None:
+    assert f"command -v {' '.join(BROWSERS)} >/dev/null" in (ROOT / "scripts/test").read_text()
+    assert ", ".join(f'"{name}"' for name in BROWSERS) in (ROOT / "scripts/screenshot").read_text()

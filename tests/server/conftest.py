@@ -17,6 +17,7 @@ import uvicorn
 from slipstream.server import ServerConfig, build_app
 from slipstream.server.front import Front
 from slipstream.server.serve import Server, bind, url_of
+from slipstream.server.wire import Wire
 from slipstream.spec.source import GenerationDefaults
 
 from .memory_client import MemoryClient
@@ -103,9 +104,7 @@ def start() -> Iterator[Start]:
         if send_buffer is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # its connections inherit it
         url = url_of(listener)
-        server = Server(
-            uvicorn.Config(app, http="httptools", lifespan="on", log_config=None, timeout_graceful_shutdown=5)
-        )
+        server = Server(uvicorn.Config(app, http=Wire, lifespan="on", log_config=None, timeout_graceful_shutdown=5))
         loops: list[asyncio.AbstractEventLoop] = []
         begun = threading.Event()
 

@@ -14,6 +14,7 @@ from slipstream.errors import ConfigError, Overloaded, RequestError
 from slipstream.server import ServerConfig
 from slipstream.server.admission import Admission
 from slipstream.server.config import api_keys
+from slipstream.text import Tokenizer
 
 from .conftest import Live, Start
 
@@ -70,6 +71,31 @@ async def test_retry_after_follows_the_pace() -> None:
     with pytest.raises(RequestError), admission.admit(3):
         raise AssertionError
     assert admission.in_flight == 0
+
+
+def test_a_text_that_cannot_fit_is_refused_unread(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    encode = Tokenizer.encode
+
+    def spy(self: Tokenizer, text: str, **options: bool) -> list[int]:
+        encoded.append(len(text))
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", spy)
+    live = start(config={"max_prompt_tokens": 40})
+    text = "x" * 1_000_000
+    for path, body, param in (
+        ("/v1/completions", {"prompt": text}, "prompt"),
+        ("/v1/completions", {"prompt": ["hi", text]}, "prompt[1]"),
+        (CHAT, {"messages": [{"role": "user", "content": text}]}, "messages"),
+    ):
+        reply = live.post(path, json=body)
+        problem = reply.json()["error"]
+        assert (reply.status_code, problem["code"], problem["param"]) == (400, "context_length_exceeded", param)
+        assert "at most 40" in problem["message"]
+    assert max(encoded, default=0) < 1000
+    # A text is counted however long it is where counting is what was asked for.
+    assert live.post("/tokenize", json={"prompt": "x" * 5000, "add_special_tokens": False}).json()["count"] == 5000
 
 
 @pytest.mark.parametrize("chunked", [False, True])

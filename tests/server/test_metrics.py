@@ -127,7 +127,9 @@ def test_the_engine_s_statistics_show(start: Start) -> None:
     assert value(text, "slipstream:compiles_total") == 9
     assert value(text, "slipstream:worker_restarts_total") == 2
     assert value(text, "slipstream:ready") == 1
-    assert value(text, "vllm:cache_config_info", block_size="16", num_gpu_blocks="100", cache_dtype="float32") == 1
+    facts = {"block_size": "16", "num_gpu_blocks": "100", "cache_dtype": "float32"}
+    facts |= {"enable_prefix_caching": "True", "gpu_memory_utilization": "0.9"}
+    assert value(text, "vllm:cache_config_info", **facts) == 1
 
 
 def test_the_poll_sees_reports_between_scrapes(start: Start) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,24 @@ def test_ids_out_of_range_are_refused(token: int) -> None:
     for call in (lambda: tokenizer.decode([1, token]), lambda: tokenizer.token_text(token)):
         with pytest.raises(RequestError, match=rf"token id {token} is outside the vocabulary of 49152"):
             call()
+
+
+def test_other_threads_go_on_while_a_long_text_is_encoded() -> None:
+    tokenizer, turns, done = loaded("smollm2"), 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal turns
+        while not done.wait(0.001):
+            turns += 1
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    before = turns
+    assert len(tokenizer.encode("1" * 300_000)) == 300_000
+    during = turns - before
+    done.set()
+    ticker.join()
+    assert during > 10  # one or two where the lock is held
 
 
 def test_a_lone_surrogate_is_refused() -> None:

@@ -1,11 +1,10 @@
-"""A browser for the page's tests: Debian's chromium, driven by Playwright. Without it these tests fail, not skip."""
+"""A browser for the page's tests: Chromium or Chrome, driven by Playwright. Without it these tests fail, not skip."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
@@ -13,8 +12,10 @@ from starlette.applications import Starlette
 
 from .fake import Fake, build, serve
 
-CHROMIUM = "/usr/bin/chromium"
-MISSING = "The page's tests need a browser: sudo apt-get update && sudo apt-get install -y chromium (then {} exists)."
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+"""The commands that are looked for, the first that exists is taken; scripts/test looks for the same."""
+
+MISSING = "The page's tests need a browser: sudo apt-get update && sudo apt-get install -y chromium"
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
@@ -29,9 +30,9 @@ QUIET = [
 # Playwright's sync interface keeps an event loop in this thread, so it ends with this folder: other tests need theirs.
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    path = CHROMIUM if Path(CHROMIUM).exists() else shutil.which("chromium")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
-        pytest.fail(MISSING.format(CHROMIUM), pytrace=False)
+        pytest.fail(MISSING, pytrace=False)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=QUIET)
         yield browser

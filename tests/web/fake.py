@@ -22,8 +22,9 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from slipstream.server.page import POLICY
+
 STATIC = str(files("slipstream.server") / "static")
-POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 XSS = (
     '<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>\n\n'

@@ -55,6 +55,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a ready engine is: sent once by a worker when it can take requests.
 
     `policy`: the order of waiting requests; a request's priority means something under `priority` only.
+    `memory_fraction`: the share of the device's memory that the engine was given.
     """
 
     model: str
@@ -75,6 +76,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     compile_seconds: float
     num_shapes: int
     policy: str = "fcfs"
+    prefix_caching: bool = True
+    memory_fraction: float = 0.9
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

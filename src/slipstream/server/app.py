@@ -6,14 +6,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -28,13 +25,13 @@ from slipstream.server.front import Front
 from slipstream.server.generate import Generate
 from slipstream.server.metrics import Metrics
 from slipstream.server.middleware import Envelope, Errors, Guard, http_exception
+from slipstream.server.page import STATIC, page
 from slipstream.server.status import StatusEndpoints
 from slipstream.server.tokens import TokenEndpoints
 from slipstream.spec.source import GenerationDefaults
 from slipstream.telemetry.tracing import Tracing, open_tracing
 from slipstream.text import Tokenizer
 
-STATIC = Path(__file__).parent / "static"
 _STATS_EVERY = 0.1
 
 log = logging.getLogger("slipstream.server")
@@ -82,7 +79,7 @@ def build_app(
             Route("/version", status.version),
             Route("/openapi.json", openapi),
             Route("/docs", docs_page),
-            Route("/", _page),
+            Route("/", page),
             Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
         ],
         middleware=[
@@ -102,13 +99,6 @@ def build_app(
     )
     app.state.front = front
     return app
-
-
-async def _page(request: Request) -> Response:
-    page = STATIC / "index.html"
-    if not page.is_file():
-        raise HTTPException(404)
-    return FileResponse(page, headers={"cache-control": "no-cache"})
 
 
 @asynccontextmanager

@@ -109,6 +109,8 @@ class _Series:
             "cache_dtype": info.kv_dtype,
             "num_gpu_blocks": info.num_pages,
             "kv_bytes": info.kv_bytes,
+            "enable_prefix_caching": info.prefix_caching,
+            "gpu_memory_utilization": info.memory_fraction,
             "engine": 0,
         }
         cache = Gauge("vllm:cache_config_info", "The KV cache's settings.", tuple(facts), registry=registry)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slipstream.api.openai import Message
-from slipstream.errors import NoChatTemplate, NoTokenizer, RequestError, UnsupportedField
+from slipstream.errors import NoChatTemplate, NoTokenizer, PromptTooLong, RequestError, UnsupportedField
 from slipstream.server.front import Front
 from slipstream.text import Tokenizer
 
@@ -79,9 +79,11 @@ async def encode(front: Front, prompts: Sequence[str | list[int]], *, add_specia
     return made
 
 
-async def encode_text(front: Front, text: str, param: str, *, add_special: bool) -> list[int]:
-    """A text's ids. Raises NoTokenizer."""
+async def encode_text(front: Front, text: str, param: str, *, add_special: bool, bounded: bool = True) -> list[int]:
+    """A text's ids. Raises NoTokenizer, and where it is `bounded` PromptTooLong for one that is sure not to fit."""
     tokenizer = need_tokenizer(front, param)
+    if bounded:
+        check_extent(front, tokenizer, text, param)
     return await front.in_thread(lambda: tokenizer.encode(text, add_special=add_special))
 
 
@@ -95,8 +97,12 @@ async def encode_chat(
     variables: dict[str, Any] | None,
     documents: list[dict[str, Any]] | None = None,
     continue_final_message: bool = False,
+    bounded: bool = True,
 ) -> Prompt:
-    """A conversation through the chat template. Raises NoTokenizer, NoChatTemplate, RequestError."""
+    """A conversation through the chat template. Raises NoTokenizer, NoChatTemplate, RequestError.
+
+    `bounded`: as for `encode_text`.
+    """
     tokenizer = need_tokenizer(front, "messages")
     if not tokenizer.has_chat_template:
         raise NoChatTemplate(
@@ -128,11 +134,27 @@ async def encode_chat(
             )
         except RecursionError:
             raise RequestError("the request is nested too deeply for the chat template", param="messages") from None
+        if bounded:
+            check_extent(front, tokenizer, text, "messages")
         return Prompt(tokenizer.encode(text, add_special=add_special), text)
 
     prompt = await front.in_thread(render)
     check_ids(prompt.token_ids, front.client.info.vocab_size, "messages")
     return prompt
+
+
+def check_extent(front: Front, tokenizer: Tokenizer, text: str, param: str) -> None:
+    """Raises PromptTooLong for a text that cannot fit, however it is cut: encoding megabytes takes many seconds."""
+    most, given = tokenizer.most_characters, front.config.max_prompt_tokens
+    longest = front.client.info.max_model_len - 1
+    longest = longest if given is None else min(given, longest)
+    if most is not None and len(text) > most * longest:
+        raise PromptTooLong(
+            f"the prompt has {len(text)} characters, at least {-(-len(text) // most)} tokens, and this server takes "
+            f"at most {longest}: shorten the prompt",
+            param=param,
+            code="context_length_exceeded",
+        )
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:

@@ -19,6 +19,7 @@ from slipstream.errors import ConfigError
 from slipstream.server.app import build_app
 from slipstream.server.config import ServerConfig, chat_template
 from slipstream.server.front import Front
+from slipstream.server.wire import Wire
 from slipstream.spec.source import GenerationDefaults
 from slipstream.spec.tokenizer import TokenizerSpec
 from slipstream.telemetry import logs
@@ -75,7 +76,7 @@ def run(
     server = Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=Wire,
             lifespan="on",
             log_config=None,
             access_log=False,

@@ -51,10 +51,12 @@ class TokenEndpoints:
                 add_generation_prompt=body.add_generation_prompt is not False,
                 add_special=bool(body.add_special_tokens),
                 variables=body.chat_template_kwargs,
+                bounded=False,
             )
             return prompt.token_ids
         text = body.prompt or ""
-        return await encode_text(self.front, text, "prompt", add_special=body.add_special_tokens is not False)
+        add_special = body.add_special_tokens is not False
+        return await encode_text(self.front, text, "prompt", add_special=add_special, bounded=False)
 
     async def detokenize(self, request: Request) -> Response:
         """The text of ids."""

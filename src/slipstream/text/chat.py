@@ -16,7 +16,6 @@ ContentFormat = Literal["string", "openai"]
 
 # Marks where the last message ends in the rendered chat. The space at its end tells whether the template trims.
 _END_MARK = "\ue000end of the last message\ue001 "
-# Names under which clients and templates know a model's thoughts; the first is the common one.
 # What a template can raise beside jinja2's own errors, when messages have another shape than it expects.
 _FAILURES = (
     ArithmeticError,
@@ -27,6 +26,7 @@ _FAILURES = (
     TypeError,
     ValueError,
 )
+# Names under which clients and templates know a model's thoughts; the first is the common one.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 

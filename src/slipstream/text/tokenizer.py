@@ -12,6 +12,7 @@ from slipstream.errors import CheckpointError, RequestError
 from slipstream.spec.tokenizer import TokenizerSpec
 from slipstream.text import from_gguf
 from slipstream.text.chat import ChatTemplates
+from slipstream.text.extent import most_characters
 from slipstream.text.pieces import PIECE_BYTES, decoding_of
 
 Message = Mapping[str, Any]
@@ -42,7 +43,7 @@ def _read(spec: TokenizerSpec) -> Backend:
 class Tokenizer:
     """Text to token ids and back.
 
-    `encode` and `decode` run outside Python's global lock for the most part, so that they can be called from threads.
+    `encode` runs outside Python's global lock, so that a thread can encode a long text while others go on.
     Special tokens that are spelled out in a text are read as those tokens, as transformers does.
     """
 
@@ -55,7 +56,10 @@ class Tokenizer:
         add_eos: bool | None = None,
         templates: Mapping[str, str] | None = None,
     ) -> None:
-        """`special`: role to token text. `add_bos`, `add_eos`: None leaves both to the backend's post-processor."""
+        """`special`: role to token text. `add_bos`, `add_eos`: None leaves both to the backend's post-processor.
+
+        `most_characters` is the most text, in characters, that one token stands for; None where there is no bound.
+        """
         self._backend = backend
         self.special_tokens: dict[str, str] = {
             role: text for role, text in (special or {}).items() if backend.token_to_id(text) is not None
@@ -63,6 +67,7 @@ class Tokenizer:
         _mark_special(backend, self.special_tokens.values())
         self.decoding = decoding_of(backend)
         added = backend.get_added_tokens_decoder()
+        self.most_characters = most_characters(backend, self.decoding.kind)
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.vocab_size = max([backend.get_vocab_size(with_added_tokens=False), *(i + 1 for i in added)])
         self.bos_token_id = self._role("bos")
@@ -86,7 +91,9 @@ class Tokenizer:
         Raises RequestError for text that is not valid Unicode (a lone surrogate).
         """
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special and not self._own_ends).ids
+            # The library's `encode` holds the lock while it works; its batch form does not, and skips the offsets too.
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special and not self._own_ends)
+            ids: list[int] = encoding.ids
         except TypeError:
             _refuse_surrogates(text)
             raise
