@@ -170,8 +170,16 @@ const char* attend(const Attention& c, Isa isa) {
   } else {
     parallel(writes, write);
   }
-  parallel(static_cast<int64_t>(plan.tiles.size()),
-           [&](int64_t i) { kernels.tile(c, plan.tiles[i], thread_scratch(floats)); });
+  // The KV heads of one row lie side by side in its pages: one thread takes them all where there are rows enough.
+  const int64_t tiles = static_cast<int64_t>(plan.tiles.size());
+  const int64_t together = tiles >= kSplitBelow * threads() * c.kv_heads ? c.kv_heads : 1;
+  parallel((tiles + together - 1) / together, [&](int64_t i) {
+    const int64_t end = std::min(tiles, (i + 1) * together);
+    for (int64_t at = i * together; at < end; ++at) {
+      const int64_t next = at + 1 < end ? at + 1 : at + 1 + (threads() - 1) * together;
+      kernels.tile(c, plan.tiles[at], next < tiles ? &plan.tiles[next] : nullptr, thread_scratch(floats));
+    }
+  });
   parallel(static_cast<int64_t>(plan.splits.size()), [&](int64_t i) {
     const AttentionTile& tile = plan.splits[i].tile;
     kernels.merge(c, tile, tile.partial, tile.end_segment - tile.first_segment, thread_scratch(floats));

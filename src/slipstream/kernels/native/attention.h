@@ -55,7 +55,8 @@ struct AttentionTile {
 struct AttentionKernels {
   // Writes k and v of tokens [first, end) of a row (both counted from its first in this step) into their pages.
   void (*write)(const Attention& call, int64_t row, int64_t first, int64_t end, float* scratch);
-  void (*tile)(const Attention& call, const AttentionTile& tile, float* scratch);
+  // `next`, or null: what the same thread will probably compute next, to fetch its first keys in time.
+  void (*tile)(const Attention& call, const AttentionTile& tile, const AttentionTile* next, float* scratch);
   // Folds `count` partial results, in order of their segments, and writes the output.
   void (*merge)(const Attention& call, const AttentionTile& tile, const float* partials, int64_t count, float* scratch);
 };

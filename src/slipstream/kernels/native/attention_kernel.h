@@ -37,8 +37,8 @@ struct Softmax {
 template <class S, class T>
 class TileKernel {
  public:
-  TileKernel(const Attention& call, const AttentionTile& tile, float* scratch)
-      : c_(call), t_(tile), cache_(call), stride_(round_up(call.size, kGroup)), shared_(call.heads / call.kv_heads),
+  TileKernel(const Attention& call, const AttentionTile& tile, const AttentionTile* next, float* scratch)
+      : c_(call), t_(tile), next_(next), cache_(call), stride_(round_up(call.size, kGroup)), shared_(call.heads / call.kv_heads),
         rows_(tile.queries * shared_), padded_(round_up(rows_, kGroup)), segment_(nullptr, 0), whole_(nullptr, 0) {
     const auto take = [&](int64_t count) {
       float* memory = scratch;
@@ -54,7 +54,7 @@ class TileKernel {
     key_memory_ = take(stride_ * kBlock);
     value_memory_ = take(stride_ * kBlock);
     token_ = c_.starts[t_.row] + t_.first;
-    position_ = c_.lengths[t_.row] - (c_.starts[t_.row + 1] - c_.starts[t_.row]) + t_.first;
+    position_ = first_position(t_);
     table_ = c_.page_table + t_.row * c_.pages_per_row;
     const bool even = c_.page_size % kGroup == 0 && c_.size % kGroup == 0;
     // Many rows read a block often enough to pay for widening it once; few read it straight from the cache.
@@ -65,7 +65,7 @@ class TileKernel {
 
   void run() {
     load_queries();
-    const int64_t begin = c_.window > 0 ? most(0, position_ - c_.window + 1) : 0, end = position_ + t_.queries;
+    const int64_t begin = first_key(t_), end = position_ + t_.queries;
     whole_.clear(padded_, stride_);
     for (int64_t segment = t_.first_segment; segment < t_.end_segment; ++segment) {
       segment_.clear(padded_, stride_);
@@ -102,16 +102,54 @@ class TileKernel {
     }
   }
 
-  // Tokens [low, high) of the block at `start` may be read, and no others.
-  template <class B>
-  void direct_block(int64_t start, int64_t low, int64_t high, bool keys, bool values, B* block) const {
-    for (int64_t group = low / kGroup; group * kGroup < high; ++group) {
-      const int64_t at = start + group * kGroup, page = table_[at / c_.page_size], in_page = at % c_.page_size;
-      if (keys) block->keys[group] = cache_.key(page, in_page, t_.kv_head);
-      if (values) block->values[group] = cache_.value(page, in_page, t_.kv_head);
+  // Tokens [low, high) of the block at `start` may be read. Groups that have none of them stand for the nearest that has.
+  Block<T> direct_block(int64_t start, int64_t low, int64_t high) const {
+    Block<T> block;
+    for (int64_t group = 0; group < kBlock / kGroup; ++group) {
+      const Place place = place_of(t_, start, least(most(group, low / kGroup), (high - 1) / kGroup));
+      block.keys[group] = cache_.key(place.page, place.in_page, t_.kv_head);
+      block.values[group] = cache_.value(place.page, place.in_page, t_.kv_head);
     }
-    block->key_stride = cache_.k_element;
-    block->value_stride = cache_.v_token;
+    block.key_stride = cache_.k_element;
+    block.value_stride = cache_.v_token;
+    return block;
+  }
+
+  struct Place {
+    int64_t page, in_page;
+  };
+
+  Place place_of(const AttentionTile& tile, int64_t start, int64_t group) const {
+    const auto at = static_cast<uint32_t>(start + group * kGroup), size = static_cast<uint32_t>(c_.page_size);
+    return {c_.page_table[tile.row * c_.pages_per_row + at / size], at % size};
+  }
+
+  int64_t first_key(const AttentionTile& tile) const {
+    return c_.window > 0 ? most(0, first_position(tile) - c_.window + 1) : 0;
+  }
+
+  int64_t first_position(const AttentionTile& tile) const {
+    return c_.lengths[tile.row] - (c_.starts[tile.row + 1] - c_.starts[tile.row]) + tile.first;
+  }
+
+  // What this thread will read after the block at `start`: the next one, or the first of the next tile. A group's keys are too
+  // few bytes for the processor's own prefetcher to see the next ones coming. Returns whether there is anything.
+  bool look_ahead(int64_t start, int64_t end, const char** ahead) const {
+    const AttentionTile* tile = &t_;
+    start += kBlock;
+    if (start >= least(end, t_.end_segment * kSegment)) {
+      if (!next_) return false;
+      tile = next_;
+      start = most(first_key(*tile) / kBlock * kBlock, tile->first_segment * kSegment);
+      end = first_position(*tile) + tile->queries;
+    }
+    for (int64_t group = 0; group < kBlock / kGroup; ++group) {
+      const int64_t first = most(first_key(*tile) - start, 0) / kGroup, last = (end - 1 - start) / kGroup;
+      const Place place = place_of(*tile, start, least(most(group, first), last));
+      ahead[2 * group] = reinterpret_cast<const char*>(cache_.key(place.page, place.in_page, tile->kv_head));
+      ahead[2 * group + 1] = reinterpret_cast<const char*>(cache_.value(place.page, place.in_page, tile->kv_head));
+    }
+    return true;
   }
 
   void widen_keys(int64_t start, int64_t low, int64_t high) const {
@@ -178,7 +216,7 @@ class TileKernel {
     const int64_t first = low / kGroup, last = (high + kGroup - 1) / kGroup;
     const Block<float> wide = widened();
     Block<T> narrow{};
-    if (direct_values_) direct_block(start, low, high, direct_keys_, true, &narrow);
+    if (direct_values_) narrow = direct_block(start, low, high);
     const auto score = [&](const auto& block, const char* const* ahead) {
       for_row_tiles<S>(rows_, [&](auto height, int64_t row) {
         score_rows<S, std::decay_t<decltype(*block.keys[0])>, decltype(height)::value>(
@@ -194,14 +232,8 @@ class TileKernel {
     };
     if (direct_keys_) {
       const char* ahead[2 * kBlock / kGroup];
-      const bool more = start + 2 * kBlock <= end;
-      for (int64_t i = 0; more && i < kBlock / kGroup; ++i) {
-        // A page of a few hundred bytes is too short for the processor's own prefetcher to see the next one coming.
-        const int64_t at = start + kBlock + i * kGroup, page = table_[at / c_.page_size], in_page = at % c_.page_size;
-        ahead[2 * i] = reinterpret_cast<const char*>(cache_.key(page, in_page, t_.kv_head));
-        ahead[2 * i + 1] = reinterpret_cast<const char*>(cache_.value(page, in_page, t_.kv_head));
-      }
-      score(narrow, more && c_.page_size == kGroup ? ahead : nullptr);
+      const bool more = c_.page_size == kGroup && look_ahead(start, end, ahead);
+      score(narrow, more ? ahead : nullptr);
     } else {
       widen_keys(start, low, high);
       score(wide, nullptr);
@@ -302,6 +334,7 @@ class TileKernel {
 
   const Attention& c_;
   const AttentionTile& t_;
+  const AttentionTile* const next_;
   const CacheView<T> cache_;
   const int64_t stride_, shared_, rows_, padded_;  // a row: one query of one head
   Softmax segment_, whole_;
@@ -356,11 +389,11 @@ AttentionKernels kernels_of() {
       [](const Attention& c, int64_t row, int64_t first, int64_t end, float* scratch) {
         with_type(c.type, [&](auto kind) { write_tokens<S, decltype(kind)>(c, row, first, end, scratch); });
       },
-      [](const Attention& c, const AttentionTile& tile, float* scratch) {
-        with_type(c.type, [&](auto kind) { TileKernel<S, decltype(kind)>(c, tile, scratch).run(); });
+      [](const Attention& c, const AttentionTile& tile, const AttentionTile* next, float* scratch) {
+        with_type(c.type, [&](auto kind) { TileKernel<S, decltype(kind)>(c, tile, next, scratch).run(); });
       },
       [](const Attention& c, const AttentionTile& tile, const float* partials, int64_t count, float* scratch) {
-        with_type(c.type, [&](auto kind) { TileKernel<S, decltype(kind)>(c, tile, scratch).merge(partials, count); });
+        with_type(c.type, [&](auto kind) { TileKernel<S, decltype(kind)>(c, tile, nullptr, scratch).merge(partials, count); });
       },
   };
 }
