@@ -1,7 +1,8 @@
-"""What is in the wheel that users install."""
+"""What is in the wheel that users install where there is no compiler: everything but the native library."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -20,6 +21,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         check=True,
         capture_output=True,
         timeout=120,
+        env=os.environ | {"CXX": "/bin/false", "CC": "/bin/false"},  # a compiler that fails, as a missing one does
     )
     [file] = target.glob("*.whl")
     return zipfile.ZipFile(file)
