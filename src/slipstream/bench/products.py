@@ -1,8 +1,8 @@
 """Times the native products alone: `python -m slipstream.bench.products`.
 
-For one row the rate is GB of packed weights a second, beside the rate at which the same threads read plain memory in the
-same run. For more rows it is GOP a second, two a multiplication and addition of the model. Weights are cycled through more
-memory than the caches hold, as a model does; each number is the median of several passes.
+For one row the rate is GB of packed weights a second, beside the rate at which the same threads read plain memory in
+the same run. For more rows it is GOP a second, two for each weight and row. Weights are cycled through more memory than
+the caches hold, as in a model; each number is the median of several passes.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def _time(native: ctypes.CDLL, kind: str, out: int, inputs: int, rows: int, exac
     y = np.empty((rows, out), np.float32)
     weights = weights[: max(2, len(weights) * 8 // (8 + rows))]
     size, zero = ctypes.c_int64, ctypes.c_float(0)
+    matrix = (PACKINGS[kind].code, size(out), size(inputs))
     calls = [
-        (PACKINGS[kind].code, size(out), size(inputs), _pointer(w), _pointer(x), size(rows), int(exact))
-        + (None, zero, zero, None, _pointer(y))
+        (*matrix, _pointer(w), _pointer(x), size(rows), int(exact), None, zero, zero, None, _pointer(y))
         for w in weights
     ]
 
@@ -65,6 +65,7 @@ def _time(native: ctypes.CDLL, kind: str, out: int, inputs: int, rows: int, exac
 
 
 def main(kinds: list[str]) -> None:
+    """Print the rates for weights of `kinds`, or else of those of the default model."""
     native = library()
     if native is None:
         raise SystemExit("build the native library first (see CONTRIBUTING.md)")
@@ -72,9 +73,8 @@ def main(kinds: list[str]) -> None:
     rng = np.random.default_rng(0)
     memory = rng.integers(0, 255, 1 << 30, np.uint8)
     seconds = _median(lambda: native.slipstream_read_all(_pointer(memory), ctypes.c_int64(memory.nbytes)))
-    print(
-        f"{native.slipstream_isa().decode()}, {native.slipstream_threads()} threads, read {memory.nbytes / seconds / 1e9:.1f} GB/s"
-    )
+    speed = memory.nbytes / seconds / 1e9
+    print(f"{native.slipstream_isa().decode()}, {native.slipstream_threads()} threads, read {speed:.1f} GB/s")
     del memory
     for kind in kinds or ["q4_1", "q8_0"]:
         for name, out, inputs in SHAPES:

@@ -41,7 +41,16 @@ class Matrix:
 
 @cache
 def matrix(kind: str, out: int, inputs: int, seed: int = 0) -> Matrix:
-    blocks = random_blocks(np.random.default_rng(seed), kind, out, inputs)
+    return _of(kind, random_blocks(np.random.default_rng(seed), kind, out, inputs), inputs)
+
+
+def constant_matrix(kind: str, bits: int, out: int, inputs: int) -> Matrix:
+    """Every byte of every block is `bits`, but the scales in half precision, which are random."""
+    return _of(kind, random_blocks(np.random.default_rng(0), kind, out, inputs, bits), inputs)
+
+
+def _of(kind: str, blocks: NDArray[np.uint8], inputs: int) -> Matrix:
+    out = len(blocks)
     values = dequantize(blocks, GGMLQuantizationType[kind.upper()]).astype(np.float64).reshape(out, inputs)
     return Matrix(kind, out, inputs, pack(kind, blocks, inputs), values)
 

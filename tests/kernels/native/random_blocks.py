@@ -20,8 +20,10 @@ _SCALES = {
 }
 
 
-def random_blocks(rng: np.random.Generator, kind: str, out: int, inputs: int) -> NDArray[np.uint8]:
-    """Rows of blocks, uint8 [out, bytes of a row]."""
+def random_blocks(
+    rng: np.random.Generator, kind: str, out: int, inputs: int, bits: int | None = None
+) -> NDArray[np.uint8]:
+    """Rows of blocks, uint8 [out, bytes of a row]. With `bits`, every byte but the scales' is that."""
     if kind in ("f32", "f16", "bf16"):
         values = rng.standard_normal((out, inputs)).astype(np.float32)
         if kind == "bf16":
@@ -29,6 +31,8 @@ def random_blocks(rng: np.random.Generator, kind: str, out: int, inputs: int) ->
         return values.astype(np.float16 if kind == "f16" else np.float32).view(np.uint8)
     packing = PACKINGS[kind]
     blocks = rng.integers(0, 256, (out, inputs // packing.numbers, packing.size), np.uint8)
+    if bits is not None:
+        blocks[...] = bits
     for at in _SCALES[kind]:
         scales = (rng.standard_normal(blocks.shape[:2]) * 0.01).astype(np.float16)
         blocks[..., at : at + 2] = scales[..., None].view(np.uint8)

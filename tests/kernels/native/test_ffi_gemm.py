@@ -1,4 +1,4 @@
-"""The products as XLA calls them: stacks of layers, rows that are padding, several weights, and calls that are wrong."""
+"""The products as XLA calls them: stacks of layers, padding rows, several weights, and calls that are wrong."""
 
 from __future__ import annotations
 

@@ -6,7 +6,18 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from tests.kernels.native.products import activations, bound, gated, gemm, isas, matrix, native, normed, rows
+from tests.kernels.native.products import (
+    activations,
+    bound,
+    constant_matrix,
+    gated,
+    gemm,
+    isas,
+    matrix,
+    native,
+    normed,
+    rows,
+)
 
 from slipstream.kernels.native.pack import PACKINGS
 
@@ -97,6 +108,19 @@ def test_rows_are_the_weights(kind: str) -> None:
     np.testing.assert_array_equal(y[:4], m.values[ids[:4]].astype(np.float32))
     assert not y[4:].any()
     np.testing.assert_array_equal(rows(m, ids[:1], 3.0)[0], m.values[0].astype(np.float32) * np.float32(3))
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "fast"])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k.startswith("q")])
+def test_the_largest_numbers_fit_the_sums(isa: str, kind: str, exact: bool) -> None:
+    for bits in (0, 0x7F, 0x80, 0xFF):
+        m = constant_matrix(kind, bits, 20, 512)
+        for sign in (1, -1):
+            x = np.full((5, 512), sign * 3.0, np.float32)
+            x[1:, ::2] *= -1
+            x[2] = np.where(np.arange(512) % 32 == 5, 3.0, sign * 3.0 * 32385 / 32512)  # its low bytes are -127
+            error = np.abs(gemm(m, x, exact=exact) - x.astype(np.float64) @ m.values.T)
+            assert (error <= bound(m, x.astype(np.float64), exact=exact)).all(), (bits, sign)
 
 
 @pytest.mark.parametrize("kind", ["q4_1", "q8_0", "q6_k", "f16"])

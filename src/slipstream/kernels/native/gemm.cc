@@ -15,6 +15,7 @@ namespace {
 const Kernels& kernels() {
 #if defined(__x86_64__)
   if (isa() == Isa::avx512vnni) return kAvx512Kernels;
+  if (isa() == Isa::avx2) return kAvx2Kernels;
 #endif
   return kPortableKernels;
 }
