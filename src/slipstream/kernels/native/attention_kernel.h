@@ -134,7 +134,7 @@ class TileKernel {
 
   // What this thread will read after the block at `start`: the next one, or the first of the next tile. A group's keys are too
   // few bytes for the processor's own prefetcher to see the next ones coming. Returns whether there is anything.
-  bool look_ahead(int64_t start, int64_t end, const char** ahead) const {
+  bool look_ahead(int64_t start, int64_t end, const char** keys, const char** values) const {
     const AttentionTile* tile = &t_;
     start += kBlock;
     if (start >= least(end, t_.end_segment * kSegment)) {
@@ -146,8 +146,8 @@ class TileKernel {
     for (int64_t group = 0; group < kBlock / kGroup; ++group) {
       const int64_t first = most(first_key(*tile) - start, 0) / kGroup, last = (end - 1 - start) / kGroup;
       const Place place = place_of(*tile, start, least(most(group, first), last));
-      ahead[2 * group] = reinterpret_cast<const char*>(cache_.key(place.page, place.in_page, tile->kv_head));
-      ahead[2 * group + 1] = reinterpret_cast<const char*>(cache_.value(place.page, place.in_page, tile->kv_head));
+      keys[group] = reinterpret_cast<const char*>(cache_.key(place.page, place.in_page, tile->kv_head));
+      values[group] = reinterpret_cast<const char*>(cache_.value(place.page, place.in_page, tile->kv_head));
     }
     return true;
   }
@@ -217,33 +217,41 @@ class TileKernel {
     const Block<float> wide = widened();
     Block<T> narrow{};
     if (direct_values_) narrow = direct_block(start, low, high);
+    // Keys while scores are computed, values while they are mixed: so that requests to memory never stop.
+    const char *ahead_keys[kBlock / kGroup], *ahead_values[kBlock / kGroup];
+    const bool more = direct_keys_ && c_.page_size == kGroup && look_ahead(start, end, ahead_keys, ahead_values);
+    // Where the last of some rows stops to see keys. None of them needs more; their weights beyond it are zero anyway.
+    const auto end_of = [&](int64_t last_row) { return least(high, position_ + last_row / shared_ + 1 - start); };
     const auto score = [&](const auto& block, const char* const* ahead) {
       for_row_tiles<S>(rows_, [&](auto height, int64_t row) {
-        score_rows<S, std::decay_t<decltype(*block.keys[0])>, decltype(height)::value>(
-            block, first, last, q_ + row * stride_, stride_, c_.size, scores_ + row * kBlock, ahead);
+        const int64_t seen = end_of(row + height.value - 1);
+        if (seen <= low) return;
+        score_rows<S, std::decay_t<decltype(*block.keys[0])>, height.value>(
+            block, first, (seen + kGroup - 1) / kGroup, q_ + row * stride_, stride_, c_.size, scores_ + row * kBlock, ahead);
         ahead = nullptr;
       });
     };
-    const auto mix = [&](const auto& block) {
+    const auto mix = [&](const auto& block, const char* const* ahead) {
       for_row_tiles<S>(rows_, [&](auto height, int64_t row) {
-        mix_rows<S, std::decay_t<decltype(*block.values[0])>, decltype(height)::value>(
-            block, low, high, scores_ + row * kBlock, keep_ + row, segment_.sums + row * stride_, stride_);
+        const int64_t seen = end_of(row + height.value - 1);
+        if (seen <= low) return;
+        mix_rows<S, std::decay_t<decltype(*block.values[0])>, height.value>(
+            block, low, seen, scores_ + row * kBlock, keep_ + row, segment_.sums + row * stride_, stride_, ahead);
+        ahead = nullptr;
       });
     };
     if (direct_keys_) {
-      const char* ahead[2 * kBlock / kGroup];
-      const bool more = c_.page_size == kGroup && look_ahead(start, end, ahead);
-      score(narrow, more ? ahead : nullptr);
+      score(narrow, more ? ahead_keys : nullptr);
     } else {
       widen_keys(start, low, high);
       score(wide, nullptr);
     }
     weigh(start, low, high, first * kGroup, last * kGroup);
     if (direct_values_) {
-      mix(narrow);
+      mix(narrow, more ? ahead_values : nullptr);
     } else {
       widen_values(start, low, high);
-      mix(wide);
+      mix(wide, nullptr);
     }
   }
 

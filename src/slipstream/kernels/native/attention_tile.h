@@ -74,7 +74,7 @@ inline void score_tile(const Block<T>& block, int first, const float* q, int64_t
     constexpr int64_t bytes = kGroup * sizeof(T), line = 64;
     if (Ahead && d * bytes % line == 0) {
 #pragma GCC unroll 8
-      for (int i = 0; i < 2 * kBlock / kGroup; ++i) __builtin_prefetch(ahead[i] + d * bytes, 0, 2);
+      for (int i = 0; i < kBlock / kGroup; ++i) __builtin_prefetch(ahead[i] + d * bytes, 0, 2);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -90,7 +90,7 @@ inline void score_tile(const Block<T>& block, int first, const float* q, int64_t
   }
 }
 
-// The scores of R rows against the groups [low, high) of the block. `ahead`, or null: a group's keys or values each, to be
+// The scores of R rows against the groups [low, high) of the block. `ahead`, or null: the keys of each group to be
 // fetched meanwhile; then the block must have readable keys in all of its groups.
 template <class S, class T, int R>
 void score_rows(const Block<T>& block, int64_t low, int64_t high, const float* q, int64_t q_stride, int64_t size,
@@ -109,9 +109,9 @@ void score_rows(const Block<T>& block, int64_t low, int64_t high, const float* q
 
 // sums[r] = sums[r] * keep[r] + weights[r] . values, for R rows, NC vectors of elements from element `first` on, and the
 // tokens [low, high) of the block, one after the other.
-template <class S, class T, int R, int NC>
+template <class S, class T, int R, int NC, bool Ahead>
 inline void mix_tile(const Block<T>& block, int64_t first, int64_t low, int64_t high, const float* weights, const float* keep,
-                     float* sums, int64_t sum_stride) {
+                     float* sums, int64_t sum_stride, const char* const* ahead) {
   typename S::F sum[R][NC];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -123,6 +123,10 @@ inline void mix_tile(const Block<T>& block, int64_t first, int64_t low, int64_t 
     const int64_t begin = group * kGroup, start = most(low, begin), end = least(high, begin + kGroup);
     const T* from = block.values[group] + (start - begin) * block.value_stride + first;
     for (int64_t i = start; i < end; ++i, from += block.value_stride) {
+      if (Ahead) {
+        const int64_t bytes = sum_stride * static_cast<int64_t>(sizeof(T));
+        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(ahead[group] + (i - begin) * bytes + at, 0, 2);
+      }
       typename S::F value[NC];
 #pragma GCC unroll 4
       for (int c = 0; c < NC; ++c) value[c] = S::load(from + c * S::lanes);
@@ -141,16 +145,21 @@ inline void mix_tile(const Block<T>& block, int64_t first, int64_t low, int64_t 
   }
 }
 
+// `ahead`, or null: the values of each group to be fetched meanwhile.
 template <class S, class T, int R>
 void mix_rows(const Block<T>& block, int64_t low, int64_t high, const float* weights, const float* keep, float* sums,
-              int64_t sum_stride) {
-  constexpr int64_t wide = S::tile_columns * S::lanes;
+              int64_t sum_stride, const char* const* ahead) {
+  constexpr int wide = S::tile_columns;
   int64_t first = 0;
-  for (; first + wide <= sum_stride; first += wide) {
-    mix_tile<S, T, R, S::tile_columns>(block, first, low, high, weights, keep, sums, sum_stride);
+  if (ahead && wide * S::lanes <= sum_stride) {
+    mix_tile<S, T, R, wide, true>(block, first, low, high, weights, keep, sums, sum_stride, ahead);
+    first += wide * S::lanes;
+  }
+  for (; first + wide * S::lanes <= sum_stride; first += wide * S::lanes) {
+    mix_tile<S, T, R, wide, false>(block, first, low, high, weights, keep, sums, sum_stride, nullptr);
   }
   for (; first < sum_stride; first += S::lanes) {
-    mix_tile<S, T, R, 1>(block, first, low, high, weights, keep, sums, sum_stride);
+    mix_tile<S, T, R, 1, false>(block, first, low, high, weights, keep, sums, sum_stride, nullptr);
   }
 }
 
