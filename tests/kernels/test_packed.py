@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slipstream.kernels.matmul import dot, is_leaf, layer_of, rows_of
+from slipstream.kernels.matmul import ACTIVATIONS, Activation, dot, dots, gated, is_leaf, layer_of, rows_of
 from slipstream.kernels.native import library
 from slipstream.kernels.packed import Packed, Precision, packing_of
 from slipstream.spec.param import Axis, Dims, Param
@@ -101,7 +101,9 @@ def test_a_packed_leaf_stays_whole_in_a_tree() -> None:
     ],
 )
 def test_what_cannot_be_packed_is_declined(param: Param, kinds: list[Any]) -> None:
-    blocks = [None if kind is None else Blocks(kind, param.stored_shape, lambda: np.zeros(0, np.uint8)) for kind in kinds]
+    blocks = [
+        None if kind is None else Blocks(kind, param.stored_shape, lambda: np.zeros(0, np.uint8)) for kind in kinds
+    ]
     assert packing_of(param, blocks) is None
 
 
@@ -109,3 +111,31 @@ def test_an_equation_that_does_not_fit_is_an_error() -> None:
     wq, _ = leaf("Q8_0", WQ)
     with pytest.raises(ValueError, match="does not fit a weight that keeps nh and sums over d"):
         dot("td,dhn->thn", jnp.ones((1, 96)), layer_of(wq, 0))
+
+
+def test_several_products_of_one_input_equal_each_alone() -> None:
+    wq, _ = leaf("Q4_1", WQ)
+    wk, _ = leaf("Q8_0", WQ)
+    x = RNG.normal(size=(3, 96)).astype(np.float32)
+    eqs = ("td,dnh->tnh", "td,dnh->tnh")
+    together = dots(eqs, x, [layer_of(w, 1) for w in (wq, wk)])
+    for y, w in zip(together, (wq, wk), strict=True):
+        np.testing.assert_array_equal(y, dot(eqs[0], x, layer_of(w, 1)))
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_a_gated_product_equals_its_parts(activation: Activation) -> None:
+    gate, up = (leaf("Q4_0", TABLE)[0] for _ in range(2))
+    x = RNG.normal(size=(3, 96)).astype(np.float32)
+    y = np.asarray(gated("td,vd->tv", x, gate, up, activation, real=jnp.int32(2)))
+    want = np.asarray(ACTIVATIONS[activation](dot("td,vd->tv", x, gate)) * dot("td,vd->tv", x, up))
+    np.testing.assert_allclose(y[:2], want[:2], rtol=2e-5, atol=1e-6 * np.abs(want).max())
+    assert not y[2].any()
+
+
+def test_weights_of_different_leaf_types_are_multiplied_one_by_one() -> None:
+    packed, numbers = leaf("Q8_0", TABLE)
+    x = RNG.normal(size=(2, 96)).astype(np.float32)
+    plain = jnp.asarray(numbers[0])
+    ours, theirs = dots(("td,vd->tv",) * 2, x, (packed, plain))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(np.asarray(theirs)).max())

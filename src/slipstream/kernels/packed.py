@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from slipstream.kernels.matmul import layer_of, product, rows_of
+from slipstream.kernels.matmul import Activation, gated_product, layer_of, product, products, rows_of
 from slipstream.kernels.native.pack import PACKINGS, pack, packed_bytes
 from slipstream.spec.param import Param
 from slipstream.spec.source import Blocks
@@ -117,26 +117,77 @@ def _(table: Packed, ids: Array) -> Array:
 
 @product.register
 def _(w: Packed, eq: str, x: Array, real: Array | None, dtype: DTypeLike) -> Array:
-    """x has a row axis and then the summed ones as stored; the result the row axis and then the kept ones."""
+    return _multiply([w], [eq], x, real)[0].astype(dtype)
+
+
+@products.register(Packed)
+def _(ws: Any, eqs: Sequence[str], x: Array, real: Array | None) -> tuple[Array, ...]:
+    return tuple(y.astype(x.dtype) for y in _multiply(ws, eqs, x, real))
+
+
+@gated_product.register(Packed)
+def _(gate: Packed, eq: str, x: Array, up: Packed, activation: Activation, real: Array | None) -> Array:
+    rows = x.shape[0]
+    kept = [_kept(w, eq, x) for w in (gate, up)]
+    call = jax.ffi.ffi_call("slipstream_ffi_gated", jax.ShapeDtypeStruct((rows, gate.out_size), jnp.float32))
+    y = call(
+        _flat(x, gate),
+        _absent(),
+        gate.layer,
+        jnp.int32(rows) if real is None else real,
+        gate.data,
+        up.data,
+        kinds=_codes((gate, up)),
+        activation=activation,
+        **_rounding(gate),
+    )
+    return y.reshape(rows, *kept[0]).astype(x.dtype)
+
+
+def _multiply(ws: Sequence[Packed], eqs: Sequence[str], x: Array, real: Array | None) -> list[Array]:
+    """Products of one input with several weights of the same layer and precision, in float32."""
+    rows = x.shape[0]
+    kept = [_kept(w, eq, x) for w, eq in zip(ws, eqs, strict=True)]
+    results = [jax.ShapeDtypeStruct((rows, w.out_size), jnp.float32) for w in ws]
+    ys = jax.ffi.ffi_call("slipstream_ffi_gemm", results)(
+        _flat(x, ws[0]),
+        _absent(),
+        _absent(),
+        ws[0].layer,
+        jnp.int32(rows) if real is None else real,
+        *(w.data for w in ws),
+        kinds=_codes(ws),
+        **_rounding(ws[0]),
+    )
+    return [y.reshape(rows, *sizes) for y, sizes in zip(ys, kept, strict=True)]
+
+
+def _kept(w: Packed, eq: str, x: Array) -> tuple[int, ...]:
+    """The sizes of the axes that the product keeps of the weight. Raises ValueError for an equation that does not fit.
+
+    x has a row axis and then the summed ones as stored; the result the row axis and then the kept ones.
+    """
     operands, result = eq.split("->")
     given, stored = operands.split(",")
     out, inputs = ("".join(letter for letter, _ in axes) for axes in (w.out, w.inputs))
     row = given[0]
     if given != row + inputs or result != row + out or set(stored) != set(out + inputs):
         raise ValueError(f"{eq!r} does not fit a weight that keeps {out} and sums over {inputs}")
-    rows = x.shape[0]
-    call = jax.ffi.ffi_call("slipstream_ffi_gemm", [jax.ShapeDtypeStruct((rows, w.out_size), jnp.float32)])
-    none = jnp.zeros((0, 0), jnp.float32)
-    [y] = call(
-        x.reshape(rows, w.in_size).astype(jnp.float32),
-        none,
-        none,
-        w.layer,
-        jnp.int32(rows) if real is None else real,
-        w.data,
-        kinds=np.array([PACKINGS[w.kind].code], np.int64),
-        exact=w.precision == "exact",
-        eps=np.float32(0),
-        norm_offset=np.float32(0),
-    )
-    return y.reshape(rows, *(size for _, size in w.out)).astype(dtype)
+    return tuple(size for _, size in w.out)
+
+
+def _flat(x: Array, w: Packed) -> Array:
+    return x.reshape(x.shape[0], w.in_size).astype(jnp.float32)
+
+
+def _absent() -> Array:
+    """An operand that the call does without."""
+    return jnp.zeros((0, 0), jnp.float32)
+
+
+def _codes(ws: Sequence[Packed]) -> np.ndarray:
+    return np.array([PACKINGS[w.kind].code for w in ws], np.int64)
+
+
+def _rounding(w: Packed) -> dict[str, Any]:
+    return {"exact": w.precision == "exact", "eps": np.float32(0), "norm_offset": np.float32(0)}

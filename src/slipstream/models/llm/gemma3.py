@@ -13,10 +13,10 @@ from jax import Array
 
 from slipstream.errors import UnsupportedModel
 from slipstream.kernels.attention import attend
-from slipstream.kernels.matmul import dot
+from slipstream.kernels.matmul import dot, dots, gated
 from slipstream.kernels.ragged import KVCache, Step
 from slipstream.models.keys import Keys
-from slipstream.models.llm.blocks import Angles, Leaf, embed, rms_norm, rotate, soft_cap
+from slipstream.models.llm.blocks import QKV, Angles, Leaf, embed, rms_norm, rotate, soft_cap
 from slipstream.models.llm.rope import Rope, read_rope
 from slipstream.models.llm.stack import Kind, stack
 from slipstream.spec.param import Axis, param, stacked
@@ -175,14 +175,12 @@ def block(
     """One layer: `x` [t, d] -> [t, d]. Norms before and after both halves; queries and keys are normed a head."""
     norm = partial(rms_norm, eps=c.norm_eps, offset=1.0)
     y = norm(x, w.attention_norm)
-    q = rotate(norm(dot("td,dnh->tnh", y, w.wq, real=step.real), w.q_norm), angles[kind.rope])
-    k = rotate(norm(dot("td,dkh->tkh", y, w.wk, real=step.real), w.k_norm), angles[kind.rope])
-    v = dot("td,dkh->tkh", y, w.wv, real=step.real)
+    q, k, v = dots(QKV, y, (w.wq, w.wk, w.wv), real=step.real)
+    q, k = (rotate(norm(x, weight), angles[kind.rope]) for x, weight in ((q, w.q_norm), (k, w.k_norm)))
     y, cache = attend(cache, layer, q, k, v, step, scale=c.score_scale, window=kind.window, soft_cap=c.score_cap)
     x = x + norm(dot("tnh,nhd->td", y, w.wo, real=step.real), w.attention_out_norm)
     y = norm(x, w.mlp_norm)
-    gate, up = (dot("td,df->tf", y, weight, real=step.real) for weight in (w.gate, w.up))
-    y = jax.nn.gelu(gate, approximate=True) * up
+    y = gated("td,df->tf", y, w.gate, w.up, "gelu_tanh", real=step.real)
     return x + norm(dot("tf,fd->td", y, w.down, real=step.real), w.mlp_out_norm), cache
 
 

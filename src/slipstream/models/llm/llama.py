@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from slipstream.kernels.attention import attend
-from slipstream.kernels.matmul import dot
+from slipstream.kernels.matmul import dot, gated
 from slipstream.kernels.ragged import KVCache, Step
 from slipstream.models.keys import Keys
-from slipstream.models.llm.blocks import Angles, Leaf, embed, linear, rms_norm, rotate
+from slipstream.models.llm.blocks import QKV, Angles, Leaf, embed, linear, linears, rms_norm, rotate
 from slipstream.models.llm.rope import Rope, read_rope
 from slipstream.models.llm.stack import Kind, stack
 from slipstream.spec.param import Axis, param, stacked
@@ -154,13 +154,16 @@ def block(
 ) -> tuple[Array, KVCache]:
     """One layer: `x` [t, d] -> [t, d]."""
     y = rms_norm(x, w.attention_norm, c.norm_eps)
-    q = rotate(linear("td,dnh->tnh", y, w.wq, w.bq, step), angles)
-    k = rotate(linear("td,dkh->tkh", y, w.wk, w.bk, step), angles)
-    v = linear("td,dkh->tkh", y, w.wv, w.bv, step)
+    q, k, v = linears(QKV, y, (w.wq, w.wk, w.wv), (w.bq, w.bk, w.bv), step)
+    q, k = rotate(q, angles), rotate(k, angles)
     y, cache = attend(cache, layer, q, k, v, step, scale=c.head_dim**-0.5, window=kind.window)
     x = x + linear("tnh,nhd->td", y, w.wo, w.bo, step)
     y = rms_norm(x, w.mlp_norm, c.norm_eps)
-    y = jax.nn.silu(linear("td,df->tf", y, w.gate, w.gate_bias, step)) * linear("td,df->tf", y, w.up, w.up_bias, step)
+    if w.gate_bias is None and w.up_bias is None:
+        y = gated("td,df->tf", y, w.gate, w.up, "silu", real=step.real)
+    else:
+        opened, y = linears(("td,df->tf",) * 2, y, (w.gate, w.up), (w.gate_bias, w.up_bias), step)
+        y = jax.nn.silu(opened) * y
     return x + linear("tf,fd->td", y, w.down, w.down_bias, step), cache
 
 
