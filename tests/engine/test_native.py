@@ -1,4 +1,4 @@
-"""The engine on the native kernels, from quantized blocks: the same replies as XLA's kernels give from what they hold."""
+"""The engine on the native kernels, from quantized blocks: the same replies as XLA's kernels give from their values."""
 
 from __future__ import annotations
 

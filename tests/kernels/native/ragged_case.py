@@ -27,13 +27,13 @@ class Call(ctypes.Structure):
     """`struct Attention` of attention.h."""
 
     _fields_ = [
-        *[(name, ctypes.c_int64) for name in "tokens heads kv_heads size rows pages_per_row".split()],
-        *[(name, ctypes.c_int64) for name in "layers pages page_size layer".split()],
-        *[(name, ctypes.c_void_p) for name in "q k v".split()],
-        *[(name, ctypes.c_int64) for name in "q_stride k_stride v_stride".split()],
-        *[(name, ctypes.c_void_p) for name in "cos sin cache_k cache_v".split()],
-        *[(name, ctypes.c_int) for name in "type layout".split()],
-        *[(name, ctypes.c_void_p) for name in "starts lengths page_table".split()],
+        *[(name, ctypes.c_int64) for name in ["tokens", "heads", "kv_heads", "size", "rows", "pages_per_row"]],
+        *[(name, ctypes.c_int64) for name in ["layers", "pages", "page_size", "layer"]],
+        *[(name, ctypes.c_void_p) for name in ["q", "k", "v"]],
+        *[(name, ctypes.c_int64) for name in ["q_stride", "k_stride", "v_stride"]],
+        *[(name, ctypes.c_void_p) for name in ["cos", "sin", "cache_k", "cache_v"]],
+        *[(name, ctypes.c_int) for name in ["type", "layout"]],
+        *[(name, ctypes.c_void_p) for name in ["starts", "lengths", "page_table"]],
         ("scale", ctypes.c_float),
         ("window", ctypes.c_int64),
         ("soft_cap", ctypes.c_float),

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-
 from tests.kernels.native.ragged_case import LAYER, Options, Pool, Row, Sizes, Step, Tokens, native
 
 SIZES = Sizes(heads=6, kv_heads=2, size=32, page=16)

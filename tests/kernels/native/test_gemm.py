@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -163,3 +164,14 @@ def test_a_gated_row_is_the_same_in_any_batch(isa: str) -> None:
     for i in range(0, 60, 7):
         np.testing.assert_array_equal(gated(g, u, x[i : i + 1], exact=True, activation=0)[0], whole[i])
     np.testing.assert_array_equal(gated(g, u, x[:13], exact=True, activation=0), whole[:13])
+
+
+def test_callers_on_many_threads_do_not_disturb_one_another(isa: str) -> None:
+    m, x = matrix("q4_1", 480, 512), activations(7, 64, 512)
+    expected = {count: gemm(m, x[:count], exact=True) for count in (1, 5, 64)}
+
+    def call(count: int) -> bool:
+        return all(np.array_equal(gemm(m, x[:count], exact=True), expected[count]) for _ in range(20))
+
+    with ThreadPoolExecutor(6) as callers:
+        assert all(callers.map(call, (1, 5, 64) * 4))

@@ -7,8 +7,21 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-
-from tests.kernels.native.ragged_case import LAYER, LAYERS, LAYOUTS, TYPES, Options, Pool, Row, Sizes, Step, Tokens, cached, native, reference
+from tests.kernels.native.ragged_case import (
+    LAYER,
+    LAYERS,
+    LAYOUTS,
+    TYPES,
+    Options,
+    Pool,
+    Row,
+    Sizes,
+    Step,
+    Tokens,
+    cached,
+    native,
+    reference,
+)
 
 LONG = 560  # three segments of keys
 DECODE = [(LONG, 1), (5, 1), (1, 1), (17, 1)]
