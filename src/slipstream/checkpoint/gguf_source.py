@@ -12,7 +12,6 @@ from slipstream.checkpoint.gguf_names import Heads, Row, translate
 from slipstream.errors import CheckpointError
 from slipstream.spec.source import Blocks
 
-
 _DIRECT = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 

@@ -49,9 +49,7 @@ def native(
         "slipstream_ffi_attend", results, input_output_aliases={3: 1, 4: 2} if aliases is None else aliases
     )
     settings = {"scale": np.float32(0.125), "window": np.int64(0), "soft_cap": np.float32(0), "layout": layout}
-    out, *new = call(
-        q, k, v, *cache, layer, step.starts, step.lengths, step.pages, *angles, **(settings | attributes)
-    )
+    out, *new = call(q, k, v, *cache, layer, step.starts, step.lengths, step.pages, *angles, **(settings | attributes))
     return out, (new[0], new[1])
 
 
