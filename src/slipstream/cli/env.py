@@ -42,7 +42,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Environment:
-    """Everything that `env` prints. `device_error`: why JAX found no device, if so."""
+    """Everything that `env` prints. `device_error`: why JAX found no device, if so. `kernels`: the native CPU kernels."""
 
     slipstream: str
     python: str
@@ -51,6 +51,7 @@ class Environment:
     host: Host
     devices: tuple[Device, ...]
     device_error: str | None
+    kernels: str
     versions: dict[str, str]
 
 
@@ -70,6 +71,8 @@ def env(*, options: Annotated[EnvOptions, Parameter(name="*")] = EnvOptions()) -
 
 def find() -> Environment:
     """Look. Starts JAX, which may take a few seconds on an accelerator."""
+    from slipstream.kernels.native import library  # loads JAX, as looking for devices does
+
     devices, error = _devices()
     return Environment(
         slipstream=version("slipstream"),
@@ -79,6 +82,7 @@ def find() -> Environment:
         host=read_host(),
         devices=devices,
         device_error=error,
+        kernels=library.description(),
         versions=_versions(),
     )
 
@@ -121,4 +125,4 @@ def _rows(found: Environment) -> list[tuple[str, str]]:
         rows.append(("device", f"{device.platform}:{device.id}  {device.kind}{memory}"))
     if found.device_error is not None:
         rows.append(("device", f"none: {found.device_error}"))
-    return [*rows, *found.versions.items()]
+    return [*rows, ("kernels", found.kernels), *found.versions.items()]

@@ -48,3 +48,13 @@ def reason() -> str | None:
     if library() is not None:
         return None
     return f"the native CPU kernels were not built, so XLA's own, several times slower, are used: {REMEDY}"
+
+
+def description() -> str:
+    """What a person is told of the native kernels: instruction set and threads, or why there are none."""
+    found = library()
+    if found is None:
+        return f"none: {reason()}"
+    found.slipstream_isa.restype = ctypes.c_char_p
+    isa: bytes = found.slipstream_isa()
+    return f"{isa.decode()}, {found.slipstream_threads()} threads"
