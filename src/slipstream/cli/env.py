@@ -42,7 +42,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Environment:
-    """Everything that `env` prints. `device_error`: why JAX found no device, if so. `kernels`: the native CPU kernels."""
+    """Everything that `env` prints. `device_error`: why JAX found no device. `kernels`: of the native CPU kernels."""
 
     slipstream: str
     python: str
