@@ -1,4 +1,4 @@
-"""A row's attention is the same to the last bit in any batch, however its prompt is cut, on any number of threads."""
+"""A row's attention is the same to the last bit alone or in a batch, however its prompt is cut, on any thread count."""
 
 from __future__ import annotations
 

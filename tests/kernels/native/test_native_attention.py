@@ -23,6 +23,7 @@ from tests.kernels.native.ragged_case import (
     reference,
 )
 
+SMALL, PLAIN = Sizes(), Options()
 LONG = 560  # three segments of keys
 DECODE = [(LONG, 1), (5, 1), (1, 1), (17, 1)]
 MIXED = [(LONG, 1), (LONG - 3, 40), (5, 5), (1, 1), (33, 33), (64, 64), (9, 2)]
@@ -49,8 +50,8 @@ def run(
     rows: Sequence[tuple[int, int]],
     tokens: int,
     slots: int,
-    sizes: Sizes = Sizes(),
-    options: Options = Options(),
+    sizes: Sizes = SMALL,
+    options: Options = PLAIN,
     seed: int = 0,
 ) -> None:
     """Rows of (length, count): their first length - count tokens are in the cache, the last count are this step's."""

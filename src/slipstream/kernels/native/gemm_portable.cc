@@ -3,6 +3,10 @@
 #include <cstring>
 #include <limits>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include "gemm_kernels.h"
 
 namespace slipstream {
@@ -69,14 +73,34 @@ void prepare(const Input& input, const Activations& to, int64_t row) {
   }
 }
 
-// sum over words [first, last) of u * q, for each of 16 outputs.
+// Vectors of 16 bytes as GCC and Clang have them on every machine.
+using Half = int16_t __attribute__((vector_size(16)));
+using Word = int32_t __attribute__((vector_size(16)));
+
+// a[2i] * b[2i] + a[2i + 1] * b[2i + 1], where each product fits 16 bits.
+inline Word pairs(Half a, Half b) {
+#if defined(__SSE2__)
+  return reinterpret_cast<Word>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#else
+  const Word product = reinterpret_cast<Word>(a * b);
+  return (product << 16 >> 16) + (product >> 16);
+#endif
+}
+
+// sum over words [first, last) of u * q, for each of 16 outputs. A product of a byte with and one without sign fits 16 bits.
 void dot(const uint8_t* u, const int8_t* q, int64_t R, int first, int last, int32_t* sum) {
-  for (int j = first; j < last; j++)
-    for (int n = 0; n < kPanel; n++) {
-      const uint8_t* a = u + j * 64 + n * 4;
-      const int8_t* b = q + j * R * 4;
-      sum[n] += a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
+  Word sums[4] = {};
+  for (int j = first; j < last; j++) {
+    const int8_t* four = q + j * R * 4;
+    const int16_t a = four[0], b = four[1], c = four[2], d = four[3];
+    const Half even = {a, c, a, c, a, c, a, c}, odd = {b, d, b, d, b, d, b, d};
+    for (int i = 0; i < 4; i++) {  // four outputs
+      uint16_t __attribute__((vector_size(16))) bytes;
+      std::memcpy(&bytes, u + j * 64 + i * 16, 16);
+      sums[i] += pairs(reinterpret_cast<Half>(bytes & 0xff), even) + pairs(reinterpret_cast<Half>(bytes >> 8), odd);
     }
+  }
+  for (int n = 0; n < kPanel; n++) sum[n] += sums[n / 4][n % 4];
 }
 
 void multiply_row(const Unpacked& u, const Activations& a, const Activations::Panel& panel, int r, float* sum) {

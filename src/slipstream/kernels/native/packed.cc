@@ -75,9 +75,16 @@ void unpack_panel(const Weight& w, int64_t panel, const Unpacked& to) {
   const int per_group = to.mode == Mode::halves ? 32 : 16;
   for (int64_t g = 0; g < w.groups; g++) {
     const uint8_t *low = from + g * f.low, *high = from + w.high + g * f.high;
+    uint8_t* numbers = to.numbers + g * 512;
+    // Plain loops over whole words, which compilers turn into vector instructions.
+    if (f.low == 512) std::memcpy(numbers, low, 512);
+    for (int i = 0; i < (f.low == 256 ? 256 : 0); i++) numbers[i] = low[i] & 15;
+    for (int i = 0; i < (f.low == 256 ? 256 : 0); i++) numbers[256 + i] = low[i] >> 4;
+    for (int j = 0; j < (f.high == 64 ? 8 : 0); j++)
+      for (int i = 0; i < 64; i++) numbers[64 * j + i] |= static_cast<uint8_t>((high[i] >> j & 1) << 4);
+    for (int j = 0; j < (f.high == 128 ? 8 : 0); j++)
+      for (int i = 0; i < 64; i++) numbers[64 * j + i] |= static_cast<uint8_t>((high[j / 4 * 64 + i] >> (j % 4 * 2) & 3) << 4);
     for (int n = 0; n < kPanel; n++) {
-      for (int k = 0; k < kGroup; k++)
-        to.numbers[g * 512 + k / 4 * 64 + n * 4 + k % 4] = static_cast<uint8_t>(number(f, low, high, n, k));
       const Scales s = scales(w, from, g, n);
       to.scale[g * per_group + n] = s.first;
       if (to.mode == Mode::halves) to.scale[g * per_group + 16 + n] = s.second;
