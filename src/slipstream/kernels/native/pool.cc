@@ -35,8 +35,9 @@ using std::chrono::microseconds;
 constexpr microseconds kHelperSpin{60};
 // The caller spins this long for chunks that helpers still work at, then sleeps: the helper may need its processor.
 constexpr microseconds kCallerSpin{30};
-// How long to work alone after a helper has lost its processor. Doubled each time that happens again.
-constexpr microseconds kFirstAlone{1000}, kLongestAlone{100000};
+// How long to work alone after a helper has lost its processor. Doubled each time that happens again, and shortened slowly by
+// regions that went well: beside a busy neighbour most do, but the few that wait for a whole time slice cost more.
+constexpr microseconds kFirstAlone{2000}, kLongestAlone{200000};
 
 inline void pause() {
 #if defined(__SSE2__)
@@ -148,7 +149,7 @@ class Pool {
   void await_helpers() {
     const auto left = [this] { return (state_.load() & kHelpers) == 0; };
     if (spin(kCallerSpin, left)) {
-      alone_for_ = kFirstAlone;
+      alone_for_ = std::max(kFirstAlone, alone_for_ - alone_for_ / 64);
       return;
     }
     {
