@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from slipstream.checkpoint import RandomSource, check, load, open_checkpoint, sa
 from slipstream.checkpoint.loading import empty
 from slipstream.errors import CheckpointError
 from slipstream.spec.param import Axis, Param, param, params, stacked
+from slipstream.spec.source import Blocks
 
 D, F, N, H, V = (
     Axis("embed", "d", 8),
@@ -56,6 +58,7 @@ class Held:
 
     def __init__(self, tensors: dict[str, np.ndarray]) -> None:
         self.tensors = tensors
+        self.stored: dict[str, Blocks] = {}
         self.reads: list[str] = []
 
     def names(self) -> list[str]:
@@ -67,6 +70,9 @@ class Held:
     def read(self, name: str) -> np.ndarray:
         self.reads.append(name)
         return self.tensors[name]
+
+    def blocks(self, name: str) -> Blocks | None:
+        return self.stored.get(name)
 
 
 def held(tree: Any = None, **options: Any) -> Held:
@@ -226,3 +232,21 @@ def test_a_saved_checkpoint_is_what_the_safetensors_package_reads(tmp_path: Path
     assert found.keys() == source.tensors.keys()
     for name, value in source.tensors.items():
         np.testing.assert_array_equal(found[name], value)
+
+
+def test_blocks_are_offered_first_and_what_is_declined_is_read() -> None:
+    source = held()
+    name = "embed.weight"
+    source.stored[name] = Blocks("Q8_0", source.shape(name), lambda: np.zeros(0, np.uint8))
+    offered: list[tuple[Param, list[Blocks | None]]] = []
+
+    def place_blocks(leaf: Param, blocks: Sequence[Blocks | None]) -> str | None:
+        offered.append((leaf, list(blocks)))
+        return "packed" if blocks == [source.stored[name]] else None
+
+    tree = load(plan(), source, lambda leaf, path, array: array, place_blocks=place_blocks)
+    assert tree.embed == "packed"
+    assert isinstance(tree.norm, np.ndarray)
+    assert name not in source.reads
+    assert [leaf for leaf, _ in offered] == [leaf for _, leaf in params(plan())]
+    assert all(len(blocks) == len(leaf.names) for leaf, blocks in offered)
