@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,15 @@ def test_it_knows_the_capital_of_france(llm: LLM) -> None:
     assert (choice.finish_reason, choice.stop_reason) == ("stop", None)
     assert choice.token_ids[-1] in llm.checkpoint.generation.eos_token_ids
     assert output.prompt_token_ids[0] == 1
+
+
+def test_the_default_kernels_give_the_64_greedy_tokens_of_transformers(llm: LLM) -> None:
+    """Recorded in float32 (tests/golden/make_models.py); served here by whatever `kernels="auto"` chose."""
+    records = json.loads((Path(__file__).parent / "golden" / "models" / "real.json").read_text())["smollm2-135m"]
+    greedy = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+    outputs = llm.generate([record["prompt"] for record in records], greedy, use_tqdm=False)
+    for output, record in zip(outputs, records, strict=True):
+        assert output.outputs[0].token_ids == record["greedy"]
 
 
 def test_prompts_of_every_kind_keep_their_order(llm: LLM) -> None:

@@ -17,7 +17,20 @@ ROOT = Path(__file__).parents[2]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     target = tmp_path_factory.mktemp("wheel")
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", target, ROOT],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "-C",  # a folder of its own: the clone's may hold a library that was built before
+            f"build-dir={target}/build",
+            "-w",
+            target,
+            ROOT,
+        ],
         check=True,
         capture_output=True,
         timeout=120,

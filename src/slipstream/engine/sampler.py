@@ -189,8 +189,8 @@ def _or_outside(ids: Array, logits: Array) -> Array:
 def _keep_smallest(logits: Array, order: Array, weights: Array, wanted: Array) -> Array:
     """Ban all but the tokens first in `order` whose weights add up to `wanted` [s]: the shortest such set, with ties.
 
-    It bisects over the 2^32 float32 values of the border, in their order as integers: 32 masked sums, exact, where
-    sorting a vocabulary would cost several times more.
+    It bisects over the 2^32 float32 values of the border, in their order as integers: 32 masked sums, exact,
+    and nothing is sorted.
     """
     keys = _ordered(order)
 

@@ -47,7 +47,7 @@ def reason() -> str | None:
     """Why the native kernels are not in use, with the remedy; None if they are there."""
     if library() is not None:
         return None
-    return f"the native CPU kernels were not built, so XLA's own, several times slower, are used: {REMEDY}"
+    return f"the native CPU kernels were not built, so XLA's own, which are slower, are used: {REMEDY}"
 
 
 def description() -> str:
