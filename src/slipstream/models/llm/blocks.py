@@ -1,11 +1,10 @@
-"""The mathematics that families share: embedding, norm, rotation, gated feed-forward, soft cap."""
+"""The mathematics that families share: embedding, rotation, products with a bias, soft cap."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -25,14 +24,6 @@ Angles = tuple[Array, Array]
 def embed(tokens: Array, table: Leaf) -> Array:
     """Rows of `table` [v, d] for `tokens` i32[t]: [t, d]."""
     return rows_of(table, tokens)
-
-
-def rms_norm(x: Array, weight: Leaf, eps: float, *, offset: float = 0.0) -> Array:
-    """RMS norm over the last axis, in float32; `offset` is added to the weight in float32 (Gemma stores w - 1)."""
-    wide = x.astype(jnp.float32)
-    scaled = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    weighted: Array = scaled * (weight.astype(jnp.float32) + offset)
-    return weighted.astype(x.dtype)
 
 
 def rotate(x: Array, angles: Angles) -> Array:

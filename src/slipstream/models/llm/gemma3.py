@@ -14,9 +14,10 @@ from jax import Array
 from slipstream.errors import UnsupportedModel
 from slipstream.kernels.attention import attend
 from slipstream.kernels.matmul import dot, dots, gated
+from slipstream.kernels.norm import Norm
 from slipstream.kernels.ragged import KVCache, Step
 from slipstream.models.keys import Keys
-from slipstream.models.llm.blocks import QKV, Angles, Leaf, embed, rms_norm, rotate, soft_cap
+from slipstream.models.llm.blocks import QKV, Angles, Leaf, embed, rotate, soft_cap
 from slipstream.models.llm.rope import Rope, read_rope
 from slipstream.models.llm.stack import Kind, stack
 from slipstream.spec.param import Axis, param, stacked
@@ -173,15 +174,15 @@ def block(
     c: Config, angles: Mapping[Rope, Angles], w: Block, x: Array, step: Step, cache: KVCache, layer: Array, kind: Kind
 ) -> tuple[Array, KVCache]:
     """One layer: `x` [t, d] -> [t, d]. Norms before and after both halves; queries and keys are normed a head."""
-    norm = partial(rms_norm, eps=c.norm_eps, offset=1.0)
-    y = norm(x, w.attention_norm)
+    norm = partial(Norm, eps=c.norm_eps, offset=1.0)
+    y = norm(w.attention_norm)(x)
     q, k, v = dots(QKV, y, (w.wq, w.wk, w.wv), real=step.real)
-    q, k = (rotate(norm(x, weight), angles[kind.rope]) for x, weight in ((q, w.q_norm), (k, w.k_norm)))
+    q, k = (rotate(norm(weight)(x), angles[kind.rope]) for x, weight in ((q, w.q_norm), (k, w.k_norm)))
     y, cache = attend(cache, layer, q, k, v, step, scale=c.score_scale, window=kind.window, soft_cap=c.score_cap)
-    x = x + norm(dot("tnh,nhd->td", y, w.wo, real=step.real), w.attention_out_norm)
-    y = norm(x, w.mlp_norm)
+    x = x + norm(w.attention_out_norm)(dot("tnh,nhd->td", y, w.wo, real=step.real))
+    y = norm(w.mlp_norm)(x)
     y = gated("td,df->tf", y, w.gate, w.up, "gelu_tanh", real=step.real)
-    return x + norm(dot("tf,fd->td", y, w.down, real=step.real), w.mlp_out_norm), cache
+    return x + norm(w.mlp_out_norm)(dot("tf,fd->td", y, w.down, real=step.real)), cache
 
 
 def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) -> tuple[Array, KVCache]:
@@ -190,7 +191,7 @@ def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) ->
     x = x * jnp.asarray(c.width**0.5, x.dtype)  # Rounded to the weights' type first, as in training.
     angles = {rope: rope.angles(step.positions) for rope in dict.fromkeys(kind.rope for kind in c.kinds)}
     x, cache = stack(partial(block, c, angles), w.blocks, x, step, cache, c.kinds)
-    return rms_norm(x, w.final_norm, c.norm_eps, offset=1.0), cache
+    return Norm(w.final_norm, c.norm_eps, 1.0)(x), cache
 
 
 def unembed(w: Weights, c: Config, x: Array) -> Array:

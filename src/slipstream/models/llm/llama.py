@@ -13,9 +13,10 @@ from jax import Array
 
 from slipstream.kernels.attention import attend
 from slipstream.kernels.matmul import dot, gated
+from slipstream.kernels.norm import Norm
 from slipstream.kernels.ragged import KVCache, Step
 from slipstream.models.keys import Keys
-from slipstream.models.llm.blocks import QKV, Angles, Leaf, embed, linear, linears, rms_norm, rotate
+from slipstream.models.llm.blocks import QKV, Angles, Leaf, embed, linear, linears, rotate
 from slipstream.models.llm.rope import Rope, read_rope
 from slipstream.models.llm.stack import Kind, stack
 from slipstream.spec.param import Axis, param, stacked
@@ -153,12 +154,12 @@ def block(
     c: Config, angles: Angles, w: Block, x: Array, step: Step, cache: KVCache, layer: Array, kind: Kind
 ) -> tuple[Array, KVCache]:
     """One layer: `x` [t, d] -> [t, d]."""
-    y = rms_norm(x, w.attention_norm, c.norm_eps)
+    y = Norm(w.attention_norm, c.norm_eps)(x)
     q, k, v = linears(QKV, y, (w.wq, w.wk, w.wv), (w.bq, w.bk, w.bv), step)
     q, k = rotate(q, angles), rotate(k, angles)
     y, cache = attend(cache, layer, q, k, v, step, scale=c.head_dim**-0.5, window=kind.window)
     x = x + linear("tnh,nhd->td", y, w.wo, w.bo, step)
-    y = rms_norm(x, w.mlp_norm, c.norm_eps)
+    y = Norm(w.mlp_norm, c.norm_eps)(x)
     if w.gate_bias is None and w.up_bias is None:
         y = gated("td,df->tf", y, w.gate, w.up, "silu", real=step.real)
     else:
@@ -172,7 +173,7 @@ def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) ->
     x = embed(tokens, w.embed)
     run = partial(block, c, c.rope.angles(step.positions))
     x, cache = stack(run, w.blocks, x, step, cache, (Kind(c.rope, c.window),) * c.layers)
-    return rms_norm(x, w.final_norm, c.norm_eps), cache
+    return Norm(w.final_norm, c.norm_eps)(x), cache
 
 
 def unembed(w: Weights, c: Config, x: Array) -> Array:
