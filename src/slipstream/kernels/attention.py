@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from slipstream.kernels.native.attention import attend_native
+from slipstream.kernels.norm import Norm
 from slipstream.kernels.ragged import KVCache, Step
+from slipstream.kernels.rotary import Angles, rotate
 
 CHUNK_BLOCK = 32  # queries of one prefill block: enough to fill a product, few enough to waste little on a short tail
 BLOCKS_AT_ONCE = 8  # prefill blocks that share one iteration
@@ -43,14 +45,17 @@ def attend(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    angles: Angles | None = None,
+    qk_norm: tuple[Norm, Norm] | None = None,
 ) -> tuple[Array, KVCache]:
     """Write this step's keys and values into their pages, then attend, by the implementation that `step` names.
 
-    q: [t, n, h]; k, v: [t, k, h]; `layer` indexes the cache's layers. `window` w: a query at position i sees positions
-    i - w + 1 to i. `soft_cap` c: scores become c * tanh(scores / c). Returns ([t, n, h] in q's dtype, the cache); rows
-    of padding are zero. Softmax and sums are float32.
+    q: [t, n, h]; k, v: [t, k, h]; `layer` indexes the cache's layers. Each head of q and of k is normed by its norm of
+    `qk_norm`, if any, then rotated by `angles`, if any: so the cache holds its keys. `window` w: a query at position
+    i sees positions i - w + 1 to i. `soft_cap` c: scores become c * tanh(scores / c). Returns ([t, n, h] in q's dtype,
+    the cache); rows of padding are zero. Softmax and sums are float32.
     """
-    return IMPLEMENTATIONS[step.kernels](cache, layer, q, k, v, step, scale, window, soft_cap)
+    return IMPLEMENTATIONS[step.kernels](cache, layer, q, k, v, step, scale, window, soft_cap, angles, qk_norm)
 
 
 def attend_reference(
@@ -63,8 +68,14 @@ def attend_reference(
     scale: float,
     window: int | None,
     soft_cap: float | None,
+    angles: Angles | None,
+    qk_norm: tuple[Norm, Norm] | None,
 ) -> tuple[Array, KVCache]:
     """`attend` in XLA alone, on any device. The cache must be laid out by token."""
+    if qk_norm is not None:
+        q, k = (norm(x) for norm, x in zip(qk_norm, (q, k), strict=True))
+    if angles is not None:
+        q, k = rotate(q, angles), rotate(k, angles)
     cache = write(cache, layer, k, v, step)
     tokens, rows = q.shape[0], step.lengths.shape[0]
     out = jnp.zeros((tokens, *q.shape[1:]), jnp.float32)

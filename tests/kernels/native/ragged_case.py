@@ -21,6 +21,13 @@ native.slipstream_isa.restype = ctypes.c_char_p
 TYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 LAYOUTS = ("by_token", "by_head")
 LAYERS, LAYER = 2, 1
+NORM_EPS, NORM_OFFSET = 1e-3, 1.0
+
+
+class HeadNorm(ctypes.Structure):
+    """`struct HeadNorm` of attention.h."""
+
+    _fields_ = [("weight", ctypes.c_void_p), ("eps", ctypes.c_float), ("offset", ctypes.c_float)]
 
 
 class Call(ctypes.Structure):
@@ -31,6 +38,7 @@ class Call(ctypes.Structure):
         *[(name, ctypes.c_int64) for name in ["layers", "pages", "page_size", "layer"]],
         *[(name, ctypes.c_void_p) for name in ["q", "k", "v"]],
         *[(name, ctypes.c_int64) for name in ["q_stride", "k_stride", "v_stride"]],
+        *[(name, HeadNorm) for name in ["q_norm", "k_norm"]],
         *[(name, ctypes.c_void_p) for name in ["cos", "sin", "cache_k", "cache_v"]],
         *[(name, ctypes.c_int) for name in ["type", "layout"]],
         *[(name, ctypes.c_void_p) for name in ["starts", "lengths", "page_table"]],
@@ -75,6 +83,7 @@ class Options:
     window: int = 0
     soft_cap: float = 0.0
     rotate: bool = False
+    norm: bool = False  # of the heads of q and k
 
 
 @dataclass
@@ -186,6 +195,9 @@ class Step:
             window=o.window,
             soft_cap=o.soft_cap,
         )
+        weights = norm_weights(s.size)
+        if o.norm:
+            call.q_norm, call.k_norm = (HeadNorm(w.ctypes.data, NORM_EPS, NORM_OFFSET) for w in weights)
         arrays |= {name: value for name, value in changes.items() if isinstance(value, np.ndarray)}
         for name, array in arrays.items():
             setattr(call, name, array.ctypes.data)
@@ -196,6 +208,19 @@ class Step:
         if wrong is not None:
             raise ValueError(wrong.decode())
         return out
+
+
+def norm_weights(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The norms' weights of queries and of keys, [h] each."""
+    q, k = np.random.default_rng(size).uniform(-0.5, 0.5, size=(2, size)).astype(np.float32)
+    return q, k
+
+
+def normed(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The RMS norm of each head of x [length, n, h], in float64."""
+    wide = x.astype(np.float64)
+    share = np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + NORM_EPS)
+    return wide / share * (weight.astype(np.float64) + NORM_OFFSET)
 
 
 def angles(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -212,8 +237,11 @@ def rotated(x: np.ndarray) -> np.ndarray:
 
 
 def cached(sequence: Tokens, options: Options) -> Tokens:
-    """The sequence as the cache holds it: keys rotated, keys and values rounded."""
+    """The sequence as the cache holds it: queries and keys normed and rotated, keys and values rounded."""
     kind = TYPES[options.type]
+    if options.norm:
+        q, k = norm_weights(sequence.q.shape[-1])
+        sequence = replace(sequence, q=normed(sequence.q, q), k=normed(sequence.k, k))
     if options.rotate:
         sequence = replace(sequence, q=rotated(sequence.q), k=rotated(sequence.k))
     return replace(sequence, **{name: getattr(sequence, name).astype(np.float32).astype(kind) for name in ("k", "v")})

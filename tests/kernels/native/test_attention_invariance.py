@@ -13,7 +13,7 @@ SIZES = Sizes(heads=6, kv_heads=2, size=32, page=16)
 LENGTHS = {0: 700, 1: 65, 2: 1, 3: 256, 4: 300}
 OPTIONS = [
     Options(layout="by_head", type="f16", rotate=True),
-    Options(layout="by_token", type="bf16", window=100, soft_cap=3.0),
+    Options(layout="by_token", type="bf16", window=100, soft_cap=3.0, norm=True),
     Options(layout="by_head", window=70),
 ]
 

@@ -11,8 +11,8 @@ import pytest
 
 from slipstream.kernels.attention import attend
 from slipstream.kernels.native.library import library
+from slipstream.kernels.norm import Norm
 from slipstream.kernels.ragged import KVCache, Step
-from slipstream.models.llm.blocks import rotate
 
 assert library() is not None, "build the native library first (see CONTRIBUTING.md)"
 
@@ -23,6 +23,7 @@ SHAPES = {
 }
 ROWS = [(70, 1), (90, 40), (5, 5)]  # (length, count)
 TOKENS = 50
+EPS, OFFSET = 1e-3, 1.0
 
 
 def step() -> Step:
@@ -40,6 +41,7 @@ def native(
     layer: jax.Array,
     step: Step,
     angles: tuple[jax.Array, jax.Array],
+    norms: tuple[jax.Array, jax.Array],
     layout: str = "by_head",
     aliases: dict[int, int] | None = None,
     **attributes: object,
@@ -49,7 +51,9 @@ def native(
         "slipstream_ffi_attend", results, input_output_aliases={3: 1, 4: 2} if aliases is None else aliases
     )
     settings = {"scale": np.float32(0.125), "window": np.int64(0), "soft_cap": np.float32(0), "layout": layout}
-    out, *new = call(q, k, v, *cache, layer, step.starts, step.lengths, step.pages, *angles, **(settings | attributes))
+    settings |= {f"{x}_norm_{part}": np.float32(at) for x in "qk" for part, at in (("eps", EPS), ("offset", OFFSET))}
+    where = step.starts, step.lengths, step.pages
+    out, *new = call(q, k, v, *cache, layer, *where, *angles, *norms, **(settings | attributes))
     return out, (new[0], new[1])
 
 
@@ -66,29 +70,31 @@ def by_head(k: np.ndarray, v: np.ndarray) -> tuple[jax.Array, jax.Array]:
 
 
 @pytest.mark.parametrize(
-    ("layout", "kind", "window", "cap"),
+    ("layout", "kind", "window", "cap", "norm"),
     [
-        ("by_head", jnp.float16, None, None),
-        ("by_head", jnp.float32, 33, 5.0),
-        ("by_token", jnp.bfloat16, None, None),
-        ("by_token", jnp.float32, 33, 5.0),
+        ("by_head", jnp.float16, None, None, False),
+        ("by_head", jnp.float32, 33, 5.0, True),
+        ("by_token", jnp.bfloat16, None, None, False),
+        ("by_token", jnp.float32, 33, 5.0, True),
     ],
 )
 def test_a_scan_over_layers_equals_the_reference(
-    layout: str, kind: jnp.dtype, window: int | None, cap: float | None
+    layout: str, kind: jnp.dtype, window: int | None, cap: float | None, norm: bool
 ) -> None:
     rng = np.random.default_rng(1)
     start = rng.normal(size=(2, LAYERS, PAGES, PAGE, KV_HEADS, SIZE)).astype(kind)
     angle = rng.uniform(0, 6, size=(TOKENS, SIZE // 2)).astype(np.float32)
     angles = jnp.cos(angle), jnp.sin(angle)
+    weights = tuple(jnp.asarray(w) for w in rng.uniform(-0.5, 0.5, size=(2, SIZE if norm else 0)).astype(np.float32))
+    norms = (Norm(weights[0], EPS, OFFSET), Norm(weights[1], EPS, OFFSET)) if norm else None
     one = step()
 
     @jax.jit
     def expected(cache: KVCache, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[KVCache, jax.Array]:
         def layer(cache: KVCache, x: tuple[jax.Array, ...]) -> tuple[KVCache, jax.Array]:
             at, q, k, v = x
-            turned = rotate(q, angles), rotate(k, angles)
-            out, cache = attend(cache, at, *turned, v, one, scale=0.125, window=window, soft_cap=cap)
+            settings = {"scale": 0.125, "window": window, "soft_cap": cap, "angles": angles, "qk_norm": norms}
+            out, cache = attend(cache, at, q, k, v, one, **settings)
             return cache, out
 
         return jax.lax.scan(layer, cache, (jnp.arange(LAYERS), q, k, v))
@@ -101,7 +107,7 @@ def test_a_scan_over_layers_equals_the_reference(
         ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
             at, q, k, v = x
             settings = {"window": np.int64(window or 0), "soft_cap": np.float32(cap or 0)}
-            out, cache = native(q, k, v, cache, at, one, angles, layout, **settings)
+            out, cache = native(q, k, v, cache, at, one, angles, weights, layout, **settings)
             return cache, out
 
         return jax.lax.scan(layer, cache, (jnp.arange(LAYERS), q, k, v))
@@ -121,11 +127,14 @@ def call_once(**changes: object) -> Callable[[], jax.Array]:
     layout = str(changes.get("layout", "by_head"))
     cache = tuple(jnp.zeros((LAYERS, PAGES, *shape)) for shape in SHAPES.get(layout, SHAPES["by_head"]))
     q, k, v = (x[0] for x in inputs())
-    none = jnp.zeros((0, 0))
+    none, unnormed = jnp.zeros((0, 0)), jnp.zeros(0)
     layer = changes.pop("layer", jnp.int32(0))
 
     def call() -> jax.Array:
-        run = jax.jit(lambda cache: native(q, k, v, cache, layer, step(), (none, none), **changes), donate_argnums=0)
+        run = jax.jit(
+            lambda cache: native(q, k, v, cache, layer, step(), (none,) * 2, (unnormed,) * 2, **changes),
+            donate_argnums=0,
+        )
         return jax.block_until_ready(run(cache)[0])
 
     return call

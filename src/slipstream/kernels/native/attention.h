@@ -21,6 +21,12 @@ enum class CacheType : int { f32, f16, bf16 };
 // same element of neighbouring keys, and V is [l, P, k, b, h]. by_head is the fast one where b and h are multiples of 16.
 enum class CacheLayout : int { by_token, by_head };
 
+// An RMS norm over each head, or none where `weight` is null: x / sqrt(mean(x^2) + eps) * (weight + offset).
+struct HeadNorm {
+  const float* weight;  // [h]
+  float eps, offset;
+};
+
 struct Attention {
   int64_t tokens, heads, kv_heads, size;      // t, n, k, h; heads is a multiple of kv_heads
   int64_t rows, pages_per_row;                // s, p
@@ -28,7 +34,8 @@ struct Attention {
   int64_t layer;                              // the layer to write and read
   const float *q, *k, *v;                     // [t, n, h], [t, k, h], [t, k, h]; a token's values are contiguous
   int64_t q_stride, k_stride, v_stride;       // floats from one token to the next
-  const float *cos, *sin;                     // [t, h/2] to rotate q and k by, or null
+  HeadNorm q_norm, k_norm;
+  const float *cos, *sin;                     // [t, h/2] to rotate q and k by after their norms, or null
   void *cache_k, *cache_v;
   CacheType type;
   CacheLayout layout;

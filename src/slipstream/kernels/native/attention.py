@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from slipstream.kernels.norm import Norm
 from slipstream.kernels.ragged import KVCache, Step
+from slipstream.kernels.rotary import Angles
 
 
 def attend_native(
@@ -20,12 +22,15 @@ def attend_native(
     scale: float,
     window: int | None,
     soft_cap: float | None,
+    angles: Angles | None,
+    qk_norm: tuple[Norm, Norm] | None,
 ) -> tuple[Array, KVCache]:
     """`kernels.attention.attend` on a CPU. The cache is updated where it lies: the step must be given it donated."""
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (cache.k, cache.v)]
     out = jax.ShapeDtypeStruct(q.shape, jnp.float32)
     call = jax.ffi.ffi_call("slipstream_ffi_attend", [out, *shapes], input_output_aliases={3: 1, 4: 2})
-    turned = jnp.zeros((0, 0), jnp.float32)  # q and k come rotated
+    cos, sin = angles or (jnp.zeros((0, 0), jnp.float32),) * 2
+    q_norm, k_norm = qk_norm or (Norm(jnp.zeros(0, jnp.float32), 0.0),) * 2
     mixed, new_k, new_v = call(
         *(x.astype(jnp.float32) for x in (q, k, v)),
         cache.k,
@@ -34,11 +39,17 @@ def attend_native(
         step.starts,
         step.lengths,
         step.pages,
-        turned,
-        turned,
+        cos,
+        sin,
+        q_norm.weight.astype(jnp.float32),
+        k_norm.weight.astype(jnp.float32),
         layout=cache.layout,
         scale=np.float32(scale),
         window=np.int64(window or 0),
         soft_cap=np.float32(soft_cap or 0.0),
+        q_norm_eps=np.float32(q_norm.eps),
+        q_norm_offset=np.float32(q_norm.offset),
+        k_norm_eps=np.float32(k_norm.eps),
+        k_norm_offset=np.float32(k_norm.offset),
     )
     return mixed.astype(q.dtype), KVCache(new_k, new_v, cache.layout)

@@ -82,8 +82,8 @@ class TileKernel {
     for (int64_t i = 0; i < t_.queries; ++i) {
       for (int64_t j = 0; j < shared_; ++j) {
         float* out = q_ + (i * shared_ + j) * stride_;
-        rotate(c_, token_ + i, c_.q + (token_ + i) * c_.q_stride + (t_.kv_head * shared_ + j) * c_.size, out);
-        for (int64_t d = 0; d < c_.size; ++d) out[d] *= c_.scale;
+        const float* in = c_.q + (token_ + i) * c_.q_stride + (t_.kv_head * shared_ + j) * c_.size;
+        prepare<S>(c_, c_.q_norm, token_ + i, c_.scale, in, out);
       }
     }
   }

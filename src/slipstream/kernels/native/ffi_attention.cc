@@ -1,9 +1,10 @@
 // XLA's handler of attention. The cache is donated: its operands and its results must be the same memory.
 //
 // Operands: q f32[t, n, h], k and v f32[t, k, h], the cache's k and v (f32, f16 or bf16; shapes: CacheLayout), layer i32[],
-// starts i32[s + 1], lengths i32[s], pages i32[s, p], cos and sin f32[t, h/2], or f32[0, 0] where q and k come rotated.
+// starts i32[s + 1], lengths i32[s], pages i32[s, p], cos and sin f32[t, h/2], or f32[0, 0] where q and k are not
+// to be rotated, the weights of the norms of q's and k's heads f32[h], or f32[0] for no norm.
 // Results: f32[t, n, h], the cache's k and v. Attributes: layout ("by_token" or "by_head"), scale f32, window i64 (0: none),
-// soft_cap f32 (0: none).
+// soft_cap f32 (0: none), q_norm_eps, q_norm_offset, k_norm_eps, k_norm_offset f32.
 #include <new>
 #include <string>
 #include <string_view>
@@ -18,6 +19,7 @@ namespace {
 namespace ffi = xla::ffi;
 using Values = ffi::BufferR3<ffi::F32>;  // [t, n, h]
 using Angles = ffi::BufferR2<ffi::F32>;
+using Weights = ffi::BufferR1<ffi::F32>;
 using Numbers = ffi::BufferR1<ffi::S32>;
 
 ffi::Error wrong(const std::string& what) { return ffi::Error::InvalidArgument("slipstream attention: " + what); }
@@ -35,8 +37,9 @@ bool same_shape(const Buffer& a, std::initializer_list<int64_t> b) {
 
 ffi::Error attention(Values q, Values k, Values v, ffi::AnyBuffer cache_k, ffi::AnyBuffer cache_v,
                      ffi::BufferR0<ffi::S32> layer, Numbers starts, Numbers lengths, ffi::BufferR2<ffi::S32> pages, Angles cos,
-                     Angles sin, ffi::Result<Values> out, ffi::Result<ffi::AnyBuffer> new_k, ffi::Result<ffi::AnyBuffer> new_v,
-                     std::string_view layout, float scale, int64_t window, float soft_cap) {
+                     Angles sin, Weights q_norm, Weights k_norm, ffi::Result<Values> out, ffi::Result<ffi::AnyBuffer> new_k, ffi::Result<ffi::AnyBuffer> new_v,
+                     std::string_view layout, float scale, int64_t window, float soft_cap, float q_norm_eps,
+                     float q_norm_offset, float k_norm_eps, float k_norm_offset) {
   Attention c{};
   c.tokens = q.dimensions()[0], c.heads = q.dimensions()[1], c.size = q.dimensions()[2], c.kv_heads = k.dimensions()[1];
   c.rows = lengths.dimensions()[0], c.pages_per_row = pages.dimensions()[1];
@@ -82,6 +85,11 @@ ffi::Error attention(Values q, Values k, Values v, ffi::AnyBuffer cache_k, ffi::
     }
     c.cos = cos.typed_data(), c.sin = sin.typed_data();
   }
+  for (const Weights& norm : {q_norm, k_norm}) {
+    if (norm.element_count() > 0 && !same_shape(norm, {c.size})) return wrong("the weight of a head's norm must be [h]");
+  }
+  if (q_norm.element_count() > 0) c.q_norm = {q_norm.typed_data(), q_norm_eps, q_norm_offset};
+  if (k_norm.element_count() > 0) c.k_norm = {k_norm.typed_data(), k_norm_eps, k_norm_offset};
   c.layer = *layer.typed_data();
   c.q = q.typed_data(), c.k = k.typed_data(), c.v = v.typed_data();
   c.q_stride = c.heads * c.size, c.k_stride = c.v_stride = c.kv_heads * c.size;
@@ -115,10 +123,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(slipstream_ffi_attend, slipstream::attention,
                                   .Arg<xla::ffi::BufferR2<xla::ffi::S32>>()
                                   .Arg<slipstream::Angles>()
                                   .Arg<slipstream::Angles>()
+                                  .Arg<slipstream::Weights>()
+                                  .Arg<slipstream::Weights>()
                                   .Ret<slipstream::Values>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Attr<std::string_view>("layout")
                                   .Attr<float>("scale")
                                   .Attr<int64_t>("window")
-                                  .Attr<float>("soft_cap"));
+                                  .Attr<float>("soft_cap")
+                                  .Attr<float>("q_norm_eps")
+                                  .Attr<float>("q_norm_offset")
+                                  .Attr<float>("k_norm_eps")
+                                  .Attr<float>("k_norm_offset"));

@@ -1,4 +1,4 @@
-"""The mathematics that families share: embedding, rotation, products with a bias, soft cap."""
+"""The mathematics that families share: embedding, products with a bias, soft cap."""
 
 from __future__ import annotations
 
@@ -17,20 +17,10 @@ Leaf = Any
 QKV = ("td,dnh->tnh", "td,dkh->tkh", "td,dkh->tkh")
 """Queries, keys and values of one input."""
 
-Angles = tuple[Array, Array]
-"""Cosine and sine of a step's positions, float32 [t, h/2] each."""
-
 
 def embed(tokens: Array, table: Leaf) -> Array:
     """Rows of `table` [v, d] for `tokens` i32[t]: [t, d]."""
     return rows_of(table, tokens)
-
-
-def rotate(x: Array, angles: Angles) -> Array:
-    """Rotate the pairs (i, i + h/2) of `x` [t, n, h] by the angles of its positions, in float32."""
-    cos, sin = (a[:, None, :] for a in angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x.dtype)
 
 
 def linear(eq: str, x: Array, weight: Leaf, bias: Leaf | None, step: Step) -> Array:

@@ -16,8 +16,9 @@ from slipstream.kernels.attention import attend
 from slipstream.kernels.matmul import dot, dots, gated
 from slipstream.kernels.norm import Norm
 from slipstream.kernels.ragged import KVCache, Step
+from slipstream.kernels.rotary import Angles
 from slipstream.models.keys import Keys
-from slipstream.models.llm.blocks import QKV, Angles, Leaf, embed, rotate, soft_cap
+from slipstream.models.llm.blocks import QKV, Leaf, embed, soft_cap
 from slipstream.models.llm.rope import Rope, read_rope
 from slipstream.models.llm.stack import Kind, stack
 from slipstream.spec.param import Axis, param, stacked
@@ -177,8 +178,9 @@ def block(
     norm = partial(Norm, eps=c.norm_eps, offset=1.0)
     y = norm(w.attention_norm)(x)
     q, k, v = dots(QKV, y, (w.wq, w.wk, w.wv), real=step.real)
-    q, k = (rotate(norm(weight)(x), angles[kind.rope]) for x, weight in ((q, w.q_norm), (k, w.k_norm)))
-    y, cache = attend(cache, layer, q, k, v, step, scale=c.score_scale, window=kind.window, soft_cap=c.score_cap)
+    attention = partial(attend, scale=c.score_scale, window=kind.window, soft_cap=c.score_cap)
+    heads = norm(w.q_norm), norm(w.k_norm)
+    y, cache = attention(cache, layer, q, k, v, step, angles=angles[kind.rope], qk_norm=heads)
     x = x + norm(w.attention_out_norm)(dot("tnh,nhd->td", y, w.wo, real=step.real))
     y = norm(w.mlp_norm)(x)
     y = gated("td,df->tf", y, w.gate, w.up, "gelu_tanh", real=step.real)

@@ -15,8 +15,9 @@ from slipstream.kernels.attention import attend
 from slipstream.kernels.matmul import dot, gated
 from slipstream.kernels.norm import Norm
 from slipstream.kernels.ragged import KVCache, Step
+from slipstream.kernels.rotary import Angles
 from slipstream.models.keys import Keys
-from slipstream.models.llm.blocks import QKV, Angles, Leaf, embed, linear, linears, rotate
+from slipstream.models.llm.blocks import QKV, Leaf, embed, linear, linears
 from slipstream.models.llm.rope import Rope, read_rope
 from slipstream.models.llm.stack import Kind, stack
 from slipstream.spec.param import Axis, param, stacked
@@ -156,8 +157,7 @@ def block(
     """One layer: `x` [t, d] -> [t, d]."""
     y = Norm(w.attention_norm, c.norm_eps)(x)
     q, k, v = linears(QKV, y, (w.wq, w.wk, w.wv), (w.bq, w.bk, w.bv), step)
-    q, k = rotate(q, angles), rotate(k, angles)
-    y, cache = attend(cache, layer, q, k, v, step, scale=c.head_dim**-0.5, window=kind.window)
+    y, cache = attend(cache, layer, q, k, v, step, scale=c.head_dim**-0.5, window=kind.window, angles=angles)
     x = x + linear("tnh,nhd->td", y, w.wo, w.bo, step)
     y = Norm(w.mlp_norm, c.norm_eps)(x)
     if w.gate_bias is None and w.up_bias is None:
