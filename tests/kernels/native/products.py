@@ -75,8 +75,9 @@ def gemm(
     eps: float = 1e-5,
     offset: float = 0.0,
     residual: Floats | None = None,
+    y: Floats | None = None,
 ) -> Floats:
-    y = np.full((len(x), m.out), np.nan, np.float32)
+    y = np.full((len(x), m.out), np.nan, np.float32) if y is None else y
     status = native.slipstream_gemm(
         m.code,
         ctypes.c_int64(m.out),
@@ -95,8 +96,8 @@ def gemm(
     return y
 
 
-def gated(g: Matrix, u: Matrix, x: Floats, *, exact: bool, activation: int) -> Floats:
-    y = np.full((len(x), g.out), np.nan, np.float32)
+def gated(g: Matrix, u: Matrix, x: Floats, *, exact: bool, activation: int, y: Floats | None = None) -> Floats:
+    y = np.full((len(x), g.out), np.nan, np.float32) if y is None else y
     status = native.slipstream_gated(
         g.code,
         u.code,
@@ -117,8 +118,8 @@ def gated(g: Matrix, u: Matrix, x: Floats, *, exact: bool, activation: int) -> F
     return y
 
 
-def rows(m: Matrix, ids: NDArray[np.int32], scale: float) -> Floats:
-    y = np.full((len(ids), m.inputs), np.nan, np.float32)
+def rows(m: Matrix, ids: NDArray[np.int32], scale: float, y: Floats | None = None) -> Floats:
+    y = np.full((len(ids), m.inputs), np.nan, np.float32) if y is None else y
     status = native.slipstream_rows(
         m.code,
         ctypes.c_int64(m.out),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -14,8 +15,10 @@ REMEDY = (
     "pip install --force-reinstall --no-deps"
 )
 
+LIBRARY_VARIABLE = "SLIPSTREAM_LIBRARY"
+"""Environment variable with the path of another build of the library, such as one with sanitizers."""
+
 TARGETS = (
-    "slipstream_ffi_attend",
     "slipstream_ffi_attend",
     "slipstream_ffi_gemm",
     "slipstream_ffi_gated",
@@ -26,6 +29,9 @@ TARGETS = (
 
 
 def _path() -> Path:
+    chosen = os.environ.get(LIBRARY_VARIABLE)
+    if chosen:
+        return Path(chosen)
     # Not library.so: Python would take that for the module of this file.
     return Path(str(files("slipstream.kernels.native").joinpath("libslipstream.so")))
 
