@@ -15,6 +15,7 @@ import pytest
 from cyclopts import App
 
 import slipstream
+from slipstream.bench.options import AccuracyOptions
 from slipstream.bench.options import ServeOptions as BenchServeOptions
 from slipstream.cli.chat import ChatOptions
 from slipstream.cli.env import EnvOptions
@@ -30,6 +31,7 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "generate": (GenerateOptions, EngineConfig),
     "env": (EnvOptions,),
     "models": (ModelsOptions,),
+    "bench accuracy": (AccuracyOptions,),
     "bench serve": (BenchServeOptions,),
 }
 HOLDERS = {"self", "config", "_config", "options", "_options", "engine", "server", "settings", "engine_config"}

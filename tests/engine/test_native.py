@@ -2,60 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 
-from slipstream.checkpoint import RandomSource
 from slipstream.engine.loop import Engine
 from slipstream.errors import ConfigError
 from slipstream.kernels.native import library
-from slipstream.models.registry import family
-from slipstream.spec.source import Blocks, Checkpoint, GenerationDefaults
-from tests.engine import tiny
+from slipstream.spec.source import Checkpoint
+from tests.engine import quantized, tiny
 
 pytestmark = pytest.mark.skipif(library.reason() is not None, reason="the native kernels were not built here")
 
 CONFIG = tiny.CONFIG | {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 3}
-Q8_0 = gguf.GGMLQuantizationType.Q8_0
 RNG = np.random.default_rng(2)
 PROMPTS = [RNG.integers(0, 211, size=n).tolist() for n in (1, 3, 17, 40, 70, 5, 33, 12)]
 
 
-class QuantizedSource:
-    """A source whose matrices are stored as Q8_0; `offers_blocks` False dequantizes them."""
-
-    def __init__(self, source: RandomSource, *, offers_blocks: bool) -> None:
-        self._source = source
-        self._offers = offers_blocks
-
-    def names(self) -> Collection[str]:
-        return self._source.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._source.shape(name)
-
-    def _stored(self, name: str) -> np.ndarray | None:
-        values = self._source.read(name)
-        return gguf.quants.quantize(values, Q8_0) if values.ndim == 2 else None
-
-    def read(self, name: str) -> np.ndarray:
-        stored = self._stored(name)
-        return self._source.read(name) if stored is None else gguf.quants.dequantize(stored, Q8_0)
-
-    def blocks(self, name: str) -> Blocks | None:
-        stored = self._stored(name)
-        return None if stored is None or not self._offers else Blocks("Q8_0", self.shape(name), lambda: stored)
-
-
 def checkpoint(*, offers_blocks: bool = True) -> Checkpoint:
-    row = family(CONFIG)
-    source = QuantizedSource(RandomSource(row.plan(row.from_hf(CONFIG)), 4), offers_blocks=offers_blocks)
-    return Checkpoint(Path("tiny"), CONFIG, source, None, GenerationDefaults())
+    return quantized.checkpoint(CONFIG, offers_blocks=offers_blocks)
 
 
 @pytest.fixture(scope="module", params=[16, 4], ids=["by_head", "by_token"])

@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from slipstream.checkpoint import RandomSource, load, open_checkpoint
-from slipstream.kernels.ragged import KVCache, Step
+from slipstream.engine.memory import KVShape
+from slipstream.engine.placement import Placement
+from slipstream.kernels.packed import Precision
+from slipstream.kernels.ragged import Kernels, KVCache, Step
 from slipstream.models.registry import Family, family
-from slipstream.spec.param import Param
 from slipstream.spec.source import Source
 
-PAGE = 4
+PAGES: dict[Kernels, int] = {"reference": 4, "cpu": 16}  # many to a sequence; what the native kernels read fastest
 
 
 def random_source(config: Mapping[str, Any], seed: int = 0) -> RandomSource:
@@ -35,24 +37,25 @@ class Model:
     family: Family
     config: Any
     weights: Any
+    kernels: Kernels = "reference"
 
     @classmethod
-    def read(cls, config: Mapping[str, Any], source: Source) -> Model:
-        """The model of a config.json with a source's weights, in float32."""
+    def read(
+        cls, config: Mapping[str, Any], source: Source, kernels: Kernels = "reference", precision: Precision = "exact"
+    ) -> Model:
+        """The model of a config.json with a source's weights: in float32, or as the native kernels read them."""
         chosen = family(config)
         c = chosen.from_hf(config)
-        plan = chosen.plan(c)
-
-        def place(_: Param, __: str, values: np.ndarray) -> jax.Array:
-            return jnp.asarray(values, jnp.float32)
-
-        return cls(chosen, c, load(plan, source, place, allowed_unused=chosen.unread))
+        place = Placement(jax.local_devices()[0], np.dtype(np.float32), kernels == "cpu", precision)
+        plan, unread = chosen.plan(c), chosen.unread
+        weights = load(plan, source, place.place, place_blocks=place.place_blocks, allowed_unused=unread)
+        return cls(chosen, c, weights, kernels)
 
     @classmethod
-    def open(cls, path: Path) -> Model:
+    def open(cls, path: Path, kernels: Kernels = "reference", precision: Precision = "exact") -> Model:
         """A checkpoint's model."""
         checkpoint = open_checkpoint(path)
-        return cls.read(checkpoint.config, checkpoint.source)
+        return cls.read(checkpoint.config, checkpoint.source, kernels, precision)
 
     @classmethod
     def random(cls, config: Mapping[str, Any], seed: int = 0) -> Model:
@@ -82,13 +85,15 @@ class Session:
 
     def __init__(self, model: Model, lengths: Sequence[int], width: int) -> None:
         self.model, self.width = model, width
-        per_row = -(-max(lengths) // PAGE)
+        page = PAGES[model.kernels]
+        per_row = -(-max(lengths) // page)
         count = per_row * len(lengths) + 1
         order = np.random.default_rng(7).permutation(count)[: per_row * len(lengths)]
         self.tables = jnp.asarray(order.reshape(len(lengths), per_row), jnp.int32)
         self.filled = np.zeros(len(lengths), np.int32)
         c = model.config
-        self.cache = KVCache.zeros(c.layers, count, PAGE, c.kv_heads, c.head_dim, jnp.float32)
+        kv = KVShape(c.layers, c.kv_heads, c.head_dim, page, np.dtype(np.float32))
+        self.cache = kv.cache(count, model.kernels)
 
     def step(self, *chunks: Sequence[int]) -> list[np.ndarray]:
         """Compute the next tokens of every row in one step; logits [tokens, v] of each."""
@@ -98,7 +103,8 @@ class Session:
         tokens = np.zeros(self.width, np.int32)
         tokens[: starts[-1]] = [token for chunk in chunks for token in chunk]
         lengths = np.where(counts > 0, self.filled, 0).astype(np.int32)
-        step = Step.of(jnp.asarray(starts), jnp.asarray(lengths), self.tables, self.width)
+        description = (jnp.asarray(starts), jnp.asarray(lengths), self.tables)
+        step = Step.of(*description, self.width, kernels=self.model.kernels)
         logits, self.cache = self.model.compiled(jnp.asarray(tokens), step, self.cache)
         return [np.asarray(logits[a:b]) for a, b in pairwise(starts)]
 

@@ -1,4 +1,4 @@
-"""The load generator's settings. The command line's flags are these fields."""
+"""The settings of the measurements. The command line's flags are these fields."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from slipstream.engine.config import DType
 from slipstream.errors import ConfigError
 
 SLO_METRICS = ("ttft", "tpot", "itl", "e2e")
@@ -161,3 +162,26 @@ class ServeOptions:
     def api_url(self) -> str:
         """The URL that ends in /v1."""
         return self.base_url.rstrip("/").removesuffix("/v1") + "/v1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyOptions:
+    """Settings of `slipstream bench accuracy`.
+
+    Parameters
+    ----------
+    precision
+        Which roundings of the native kernels to measure.
+    kv_dtype
+        Types of the KV cache to measure each of them with. auto: the engine's choice.
+    text
+        A file of your own text to measure on, in contexts of 1,024 tokens. None: prose and a chat that come with
+        Slipstream.
+    json
+        A file to write the numbers to.
+    """
+
+    precision: tuple[Literal["exact", "fast"], ...] = ("exact", "fast")
+    kv_dtype: tuple[DType, ...] = ("auto",)
+    text: Path | None = None
+    json: Path | None = None

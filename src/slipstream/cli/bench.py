@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from slipstream.bench.options import ServeOptions
+from slipstream.bench.options import AccuracyOptions, ServeOptions
 
 bench = App(name="bench", default_parameter=Parameter(consume_multiple=True))
 
@@ -22,3 +22,29 @@ def serve(*, options: Annotated[ServeOptions, Parameter(name="*")] = ServeOption
 
     report = run(options, console=out())
     return 1 if report.summary.failed else 0
+
+
+@bench.command
+def accuracy(
+    model: str = "smollm2-135m",
+    /,
+    *,
+    options: Annotated[AccuracyOptions, Parameter(name="*")] = AccuracyOptions(),
+) -> None:
+    """Compare the native CPU kernels with float32 on real text, token by token, for the same weights.
+
+    KL divergence of the predictions (nats a token), how often both find the same token likeliest, and perplexity.
+
+    Parameters
+    ----------
+    model
+        A built-in name, org/name or hf:org/name[@revision][:file] on Hugging Face, or a local folder or GGUF file.
+    """
+    from slipstream.bench.accuracy import run
+    from slipstream.checkpoint import open_checkpoint, resolve
+    from slipstream.cli.console import out
+    from slipstream.cli.progress import StageBars
+
+    with StageBars() as bars:
+        path = resolve(model, progress=bars)
+        run(open_checkpoint(path), options, console=out(), progress=bars)

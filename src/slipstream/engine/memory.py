@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from slipstream.errors import OutOfMemory
 from slipstream.hardware.host import read_host
+from slipstream.kernels.ragged import Kernels, KVCache, Layout
 
 # On a CPU the cache shares the machine with everything else; this much holds 23,000 tokens of SmolLM2 in float32.
 CPU_KV_LIMIT = 2**30
@@ -28,6 +30,13 @@ class KVShape:
     def bytes_per_page(self) -> int:
         """Bytes of one page over all layers, keys and values."""
         return 2 * self.layers * self.page_size * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    def cache(self, pages: int, kernels: Kernels) -> KVCache:
+        """An empty cache in the layout that the kernels read fastest."""
+        sixteens = self.page_size % 16 == 0 and self.head_dim % 16 == 0  # a vector of 16 keys, or of 16 elements
+        layout: Layout = "by_head" if kernels == "cpu" and sixteens else "by_token"
+        sizes = (self.layers, pages, self.page_size, self.kv_heads, self.head_dim)
+        return KVCache.zeros(*sizes, jnp.dtype(self.dtype), layout)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from slipstream.api.engine import TokenLogprobs
@@ -20,7 +19,7 @@ from slipstream.engine.sampler import Logprobs
 from slipstream.engine.shapes import Shape, ShapePolicy
 from slipstream.engine.slots import Slots, slot_row
 from slipstream.engine.step import Batch, Sampled, State, admit, make_step
-from slipstream.kernels.ragged import Kernels, KVCache, Layout
+from slipstream.kernels.ragged import Kernels
 from slipstream.models.registry import Family
 
 COMPILE_THREADS = 4
@@ -193,10 +192,7 @@ class JaxRunner:
         self._state = self._admit(self._state, np.int32(slot), row)
 
     def _empty_state(self, pages: int) -> State:
-        kv = self.kv
-        sixteens = kv.page_size % 16 == 0 and kv.head_dim % 16 == 0  # a vector of 16 keys, or of 16 elements
-        layout: Layout = "by_head" if self.kernels == "cpu" and sixteens else "by_token"
-        cache = KVCache.zeros(kv.layers, pages, kv.page_size, kv.kv_heads, kv.head_dim, jnp.dtype(kv.dtype), layout)
+        cache = self.kv.cache(pages, self.kernels)
         return State(cache, Slots.empty(self.max_seqs + 1, self._max_len))  # the last slot is that of empty rows
 
     def _abstract_state(self, pages: int) -> Any:
