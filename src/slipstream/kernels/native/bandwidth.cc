@@ -15,8 +15,8 @@ SLIPSTREAM_ENTRY uint64_t slipstream_read_all(const uint8_t* data, int64_t bytes
     for (int64_t i = 0; i < chunk_bytes; i += 128) {
       uint64_t words[16];
       std::memcpy(words, at + i, 128);
-      __builtin_prefetch(at + i + 2048);
-      __builtin_prefetch(at + i + 2112);
+      __builtin_prefetch(at + i + 8192, 0, 2);  // into the second-level cache: that is the fastest
+      __builtin_prefetch(at + i + 8256, 0, 2);
       for (int k = 0; k < 16; k++) sums[k] ^= words[k];
     }
     uint64_t sum = 0;

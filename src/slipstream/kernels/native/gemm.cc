@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #include "entry.h"
 #include "gemm_kernels.h"
@@ -28,20 +29,36 @@ void* required(Memory& memory, size_t bytes) {
 
 // Row panels that one piece of work covers, at most: their activations stay in the second-level cache.
 constexpr int64_t kRowPanels = 16;
-// Bytes of weights times rows that make a piece of work worth handing out.
-constexpr int64_t kLeastWork = 24 << 10;
+// A piece of work should take at least this long; what bytes of weights and products of numbers take is a rough guess.
+constexpr int64_t kLeastTime = 400, kBytesPerTime = 12, kProductsPerTime = 100;  // ns, 1 / ns
+// Up to as many numbers every thread prepares all rows for itself: that is faster than waiting for others.
+constexpr int64_t kPreparedAlone = 6144;
 
-// Room for prepared rows, in the calling thread's memory.
-Activations make_room(const Input& input, bool exact, bool quantized, bool plain, int max_rows) {
+// What a call multiplies with, and how it finds the prepared rows.
+struct Call {
+  Call(const Input& input, bool exact) : input(input), exact(exact) {}
+  void reads(const Weight& w) { (is_float(w.kind) ? plain : quantized) = true; }
+
+  const Kernels& kernels = slipstream::kernels();
+  const Input& input;
+  const bool exact;
+  bool quantized = false, plain = false;
+  uint64_t id = 0;                      // of this call alone
+  const Activations* shared = nullptr;  // null: each thread prepares its own
+};
+
+// Room for prepared rows, in this thread's memory.
+Activations make_room(const Call& call) {
+  const Input& input = call.input;
   Activations a;
-  a.rows = input.rows, a.in = input.in, a.groups = input.in / kGroup, a.exact = exact;
-  a.panels = (a.rows + max_rows - 1) / max_rows, a.quantized = quantized, a.plain = plain;
+  a.rows = input.rows, a.in = input.in, a.groups = input.in / kGroup, a.exact = call.exact;
+  a.panels = (a.rows + call.kernels.max_rows - 1) / call.kernels.max_rows, a.quantized = call.quantized, a.plain = call.plain;
   const size_t numbers = (a.rows * a.in + 63) / 64 * 64, groups = (a.rows * a.groups + 15) / 16 * 16;
   static thread_local Memory memory;
-  const size_t bytes = (quantized ? 2 * numbers + 16 * groups : 0) + (plain ? 4 * numbers : 0);
+  const size_t bytes = (a.quantized ? 2 * numbers + 16 * groups : 0) + (a.plain ? 4 * numbers : 0);
   auto* at = static_cast<uint8_t*>(required(memory, bytes + 64));
   const auto take = [&](size_t size) { return at += size, at - size; };
-  if (quantized) {
+  if (a.quantized) {
     a.high = reinterpret_cast<int8_t*>(take(numbers));
     a.low = reinterpret_cast<int8_t*>(take(numbers));
     a.scale = reinterpret_cast<float*>(take(4 * groups));
@@ -49,34 +66,81 @@ Activations make_room(const Input& input, bool exact, bool quantized, bool plain
     a.minus_sum = reinterpret_cast<int32_t*>(take(4 * groups));
     a.minus_first = reinterpret_cast<int32_t*>(take(4 * groups));
   }
-  if (plain) a.values = reinterpret_cast<float*>(take(4 * numbers));
+  if (a.plain) a.values = reinterpret_cast<float*>(take(4 * numbers));
   return a;
 }
 
-Activations prepare(const Kernels& k, const Input& input, bool exact, bool quantized, bool plain) {
-  const Activations a = make_room(input, exact, quantized, plain, k.max_rows);
-  // A few rows are one chunk: that is cheaper than waking the helpers.
-  const int64_t step = std::max<int64_t>(4, input.rows / (4 * threads()));
-  parallel((input.rows + step - 1) / step, [&](int64_t chunk) {
-    const int64_t last = std::min(input.rows, (chunk + 1) * step);
-    for (int64_t row = chunk * step; row < last; row++) k.prepare(input, a, row);
+Activations prepare_together(const Call& call) {
+  const Activations a = make_room(call);
+  const int64_t step = std::max<int64_t>(4, (a.rows / (4 * threads()) + 3) / 4 * 4);
+  parallel((a.rows + step - 1) / step, [&](int64_t chunk) {
+    call.kernels.prepare(call.input, a, chunk * step, std::min(a.rows, (chunk + 1) * step));
   });
   return a;
 }
 
-// Calls fn(panel, first row panel, last row panel) for all of `panels` x the row panels, in pieces of fair size.
-template <class F>
-void for_panels(int64_t panels, size_t panel_bytes, const Activations& a, F&& fn) {
-  const int64_t blocks = (a.panels + kRowPanels - 1) / kRowPanels;
-  const int64_t least = kLeastWork / static_cast<int64_t>(panel_bytes * std::min<int64_t>(a.rows, 64)) + 1;
-  const int64_t step = std::max(least, panels * blocks / (16 * threads()));
-  const int64_t pieces = (panels + step - 1) / step;
+const Activations& prepared(const Call& call) {
+  if (call.shared) return *call.shared;
+  static thread_local Activations own;
+  static thread_local uint64_t id = 0;
+  if (id != call.id) {
+    id = 0;  // in case there is no memory
+    own = make_room(call);
+    call.kernels.prepare(call.input, own, 0, own.rows);
+    id = call.id;
+  }
+  return own;
+}
+
+// Pieces of work: large ones first, since each costs something to begin, and small ones last, so that all threads end together.
+class Pieces {
+ public:
+  Pieces(int64_t units, int64_t least) {
+    ends_.clear();
+    for (int64_t at = 0; at < units; ends_.push_back(at)) at += std::min(units - at, std::max(least, (units - at) / (2 * threads())));
+  }
+  int64_t count() const { return static_cast<int64_t>(ends_.size()); }
+  int64_t begin(int64_t piece) const { return piece ? ends_[piece - 1] : 0; }
+  int64_t end(int64_t piece) const { return ends_[piece]; }
+
+ private:
+  static thread_local std::vector<int64_t> memory_;
+  std::vector<int64_t>& ends_ = memory_;
+};
+thread_local std::vector<int64_t> Pieces::memory_;
+
+void fetch(const Weight& w, int64_t panel) {
+  const uint8_t* from = w.panel(panel);
+  const int64_t bytes = std::min<int64_t>(kFetchAhead, w.data + w.bytes() - from);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
+// Prepares the rows and calls fn(rows, panel, first row panel, last row panel) for all of `panels` x the row panels;
+// begin(panel) before the first panel of a piece.
+template <class Begin, class F>
+void for_panels(Call call, int64_t panels, size_t panel_bytes, Begin&& begin, F&& fn) {
+  static std::atomic<uint64_t> calls{0};
+  Activations together;
+  if (call.input.rows * call.input.in <= kPreparedAlone) {
+    call.id = ++calls;
+  } else {
+    together = prepare_together(call);
+    call.shared = &together;
+  }
+  const int64_t rows = call.input.rows, row_panels = (rows + call.kernels.max_rows - 1) / call.kernels.max_rows;
+  const int64_t blocks = (row_panels + kRowPanels - 1) / kRowPanels;
+  const int64_t products = rows / blocks * call.input.in * kPanel;
+  const int64_t time = std::max(static_cast<int64_t>(panel_bytes) / kBytesPerTime, products / kProductsPerTime) + 1;
+  const Pieces pieces(panels * blocks, kLeastTime / time + 1);
   std::atomic<bool> exhausted{false};  // chunks must not throw
-  parallel(pieces * blocks, [&](int64_t chunk) {
-    const int64_t first = chunk / pieces * kRowPanels, last = std::min(a.panels, first + kRowPanels);
-    const int64_t begin = chunk % pieces * step, end = std::min(panels, begin + step);
+  parallel(pieces.count(), [&](int64_t piece) {
     try {
-      for (int64_t panel = begin; panel < end; panel++) fn(panel, first, last);
+      begin(pieces.begin(piece) % panels);
+      const Activations& a = prepared(call);
+      for (int64_t unit = pieces.begin(piece); unit < pieces.end(piece); unit++) {
+        const int64_t block = unit / panels;
+        fn(a, unit % panels, row_panels * block / blocks, row_panels * (block + 1) / blocks);
+      }
     } catch (const std::bad_alloc&) {
       exhausted = true;
     }
@@ -93,38 +157,46 @@ void* scratch_for(const Weight& w, size_t more = 0) {
 
 void multiply(const Input& input, bool exact, const Product* products, int count) {
   if (!input.rows || !count) return;
-  const Kernels& k = kernels();
-  bool quantized = false, plain = false;
+  Call call(input, exact);
   int64_t panels = 0;
   for (int i = 0; i < count; i++) {
-    (is_float(products[i].weight.kind) ? plain : quantized) = true;
+    call.reads(products[i].weight);
     panels += products[i].weight.panels;
   }
-  const Activations a = prepare(k, input, exact, quantized, plain);
-  for_panels(panels, products[0].weight.panel_bytes, a, [&](int64_t panel, int64_t first, int64_t last) {
+  const auto find = [&](int64_t* panel) {
     const Product* p = products;
-    while (panel >= p->weight.panels) panel -= (p++)->weight.panels;
-    const int64_t column = panel * kPanel;
-    const Output output{p->y + column, p->residual ? p->residual + column : nullptr, 0, p->weight.out,
-                        p->weight.valid(panel)};
-    k.multiply(p->weight, panel, a, first, last, scratch_for(p->weight), output);
-  });
+    while (*panel >= p->weight.panels) *panel -= (p++)->weight.panels;
+    return p;
+  };
+  for_panels(
+      call, panels, products[0].weight.panel_bytes,
+      [&](int64_t panel) {
+        const Product* p = find(&panel);
+        fetch(p->weight, panel);
+      },
+      [&](const Activations& a, int64_t panel, int64_t first, int64_t last) {
+        const Product* p = find(&panel);
+        const int64_t column = panel * kPanel;
+        const Output output{p->y + column, p->residual ? p->residual + column : nullptr, 0, p->weight.out,
+                            p->weight.valid(panel)};
+        call.kernels.multiply(p->weight, panel, a, first, last, scratch_for(p->weight), output);
+      });
 }
 
 void multiply_gated(const Input& input, bool exact, Gate gate, const Weight& g, const Weight& u, float* y) {
   if (!input.rows) return;
-  const Kernels& k = kernels();
-  const bool plain = is_float(g.kind) || is_float(u.kind), quantized = !is_float(g.kind) || !is_float(u.kind);
-  const Activations a = prepare(k, input, exact, quantized, plain);
-  for_panels(g.panels, g.panel_bytes + u.panel_bytes, a, [&](int64_t panel, int64_t first, int64_t last) {
+  Call call(input, exact);
+  call.reads(g), call.reads(u);
+  const auto begin = [&](int64_t panel) { fetch(g, panel), fetch(u, panel); };
+  for_panels(call, g.panels, g.panel_bytes + u.panel_bytes, begin, [&](const Activations& a, int64_t panel, int64_t first, int64_t last) {
     const int64_t row = a.panel(first).first, end = last == a.panels ? a.rows : a.panel(last).first;
     const size_t tile = (end - row) * kPanel * sizeof(float), unpack = std::max(unpack_bytes(g), unpack_bytes(u));
     auto* scratch = static_cast<uint8_t*>(scratch_for(g.groups > u.groups ? g : u, 2 * tile));
     auto* left = reinterpret_cast<float*>(scratch + (unpack + 63) / 64 * 64);
     auto* right = left + (end - row) * kPanel;
-    k.multiply(g, panel, a, first, last, scratch, {left, nullptr, row, kPanel, kPanel});
-    k.multiply(u, panel, a, first, last, scratch, {right, nullptr, row, kPanel, kPanel});
-    k.gate(gate, left, right, (end - row) * kPanel);
+    call.kernels.multiply(g, panel, a, first, last, scratch, {left, nullptr, row, kPanel, kPanel});
+    call.kernels.multiply(u, panel, a, first, last, scratch, {right, nullptr, row, kPanel, kPanel});
+    call.kernels.gate(gate, left, right, (end - row) * kPanel);
     for (int64_t r = row; r < end; r++)
       std::memcpy(y + r * g.out + panel * kPanel, left + (r - row) * kPanel, g.valid(panel) * sizeof(float));
   });

@@ -5,7 +5,7 @@
 
 namespace slipstream {
 
-void prepare_avx2(const Input& input, const Activations& to, int64_t row);
+void prepare_avx2(const Input& input, const Activations& to, int64_t first, int64_t last);
 void gate_avx2(Gate gate, float* g, const float* u, int64_t n);
 
 }  // namespace slipstream

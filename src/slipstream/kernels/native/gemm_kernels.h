@@ -69,14 +69,17 @@ struct Output {
 
 struct Kernels {
   int max_rows;
-  // Norm and quantize one row.
-  void (*prepare)(const Input& input, const Activations& to, int64_t row);
+  // Norm and quantize rows [first, last).
+  void (*prepare)(const Input& input, const Activations& to, int64_t first, int64_t last);
   // Multiply row panels [first, last) with one panel of a weight. `scratch` has unpack_bytes(w).
   void (*multiply)(const Weight& w, int64_t panel, const Activations& a, int64_t first, int64_t last, void* scratch,
                    const Output& output);
   // g[i] = gate(g[i]) * u[i]; n is a multiple of 16.
   void (*gate)(Gate gate, float* g, const float* u, int64_t n);
 };
+
+// How far ahead of its use a weight is fetched. Whoever begins to read one fetches as much of it at once.
+constexpr int64_t kFetchAhead = 8192;
 
 inline size_t unpack_bytes(const Weight& w) { return w.groups * kUnpackedGroupBytes; }
 

@@ -57,7 +57,7 @@ void quantize(const float* x, const Activations& to, const Activations::Panel& p
   to.scaled_sum[at] = scale * static_cast<float>(sums[0] + sums[1]);
 }
 
-void prepare(const Input& input, const Activations& to, int64_t row) {
+void prepare_row(const Input& input, const Activations& to, int64_t row) {
   const float* x = input.x + row * input.in;
   const Activations::Panel panel = to.panel_of(row);
   const int64_t r = row - panel.first;
@@ -71,6 +71,10 @@ void prepare(const Input& input, const Activations& to, int64_t row) {
     for (int k = 0; k < kGroup; k++) group[k] = value(g * kGroup + k);
     quantize(group, to, panel, r, g);
   }
+}
+
+void prepare(const Input& input, const Activations& to, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; row++) prepare_row(input, to, row);
 }
 
 // Vectors of 16 bytes as GCC and Clang have them on every machine.

@@ -98,9 +98,7 @@ F32 exp(F32 x) {  // relative error under 3e-7; results below exp(-80) are not n
   return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
 }
 
-}  // namespace
-
-void prepare_avx2(const Input& input, const Activations& to, int64_t row) {
+void prepare_row(const Input& input, const Activations& to, int64_t row) {
   const float* x = input.x + row * input.in;
   const Activations::Panel panel = to.panel_of(row);
   const int64_t r = row - panel.first;
@@ -122,6 +120,12 @@ void prepare_avx2(const Input& input, const Activations& to, int64_t row) {
     }
     quantize(group, to, panel, r, g);
   }
+}
+
+}  // namespace
+
+void prepare_avx2(const Input& input, const Activations& to, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; row++) prepare_row(input, to, row);
 }
 
 void gate_avx2(Gate gate, float* g, const float* u, int64_t n) {

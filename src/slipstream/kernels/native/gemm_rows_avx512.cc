@@ -3,8 +3,8 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cfloat>
-#include <cstring>
 
 #include "gemm_avx512.h"
 
@@ -13,6 +13,9 @@ namespace {
 
 using I32 = __m512i;
 using F32 = __m512;
+
+#define UNROLL _Pragma("GCC unroll 8")
+#define INLINE inline __attribute__((always_inline))
 
 inline __mmask16 lanes(int64_t left) { return left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1); }
 
@@ -33,43 +36,159 @@ float norm_factor(const Input& input, const float* x) {
   return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean)));
 }
 
-// Where word j of a row's group goes: R * 4 bytes apart.
-inline void scatter(__m128i first, __m128i second, int8_t* to, int64_t R) {
-  alignas(16) int32_t words[8];
-  _mm_store_si128(reinterpret_cast<__m128i*>(words), first);
-  _mm_store_si128(reinterpret_cast<__m128i*>(words + 4), second);
-  for (int j = 0; j < 8; j++) std::memcpy(to + j * R * 4, words + j, 4);
+// Four groups of a row at a time: one number for each.
+using Four = __m128i;
+
+// lane i of the result = op over the 16 lanes of v[i].
+template <class Op>
+inline Four reduce(const I32 (&v)[4], Op&& op) {
+  const I32 ab = op(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+  const I32 cd = op(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+  const I32 all = op(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  const I32 two = op(all, _mm512_shuffle_i32x4(all, all, 0xb1));
+  return _mm512_castsi512_si128(op(two, _mm512_shuffle_i32x4(two, two, 0x4e)));
 }
 
-void quantize(F32 x, F32 y, const Activations& to, const Activations::Panel& panel, int64_t r, int64_t g) {
+// The same sums, and those of the first 8 lanes alone.
+inline Four sums(const I32 (&v)[4], Four* first) {
+  const I32 ab = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+  const I32 cd = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+  const I32 all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  const I32 two = _mm512_add_epi32(all, _mm512_shuffle_i32x4(all, all, 0xb1));
+  *first = _mm512_castsi512_si128(two);
+  return _mm_add_epi32(*first, _mm512_extracti32x4_epi32(two, 2));
+}
+
+// Four groups of one row: their numbers as bytes, and what belongs to a group.
+struct Quantized {
+  __m256i high[4], low[4];
+  Four scale, scaled_sum, minus_sum, minus_first;
+};
+
+// x[2 * i], x[2 * i + 1]: the 32 values of group i.
+template <bool Exact>
+INLINE void quantize(const F32 (&x)[8], Quantized* to) {
   // As integers, so that a value that is not a number is the largest: it must reach the scale.
-  const I32 bits = _mm512_max_epi32(_mm512_castps_si512(_mm512_abs_ps(x)), _mm512_castps_si512(_mm512_abs_ps(y)));
-  const float top = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(bits))));
-  const float limit = to.exact ? kExactTop : kFastTop;
-  const bool usable = top >= kSmallest && top <= FLT_MAX;
-  const float scale = top < kSmallest ? 0.0f : top / limit;
-  const F32 inverse = _mm512_set1_ps(usable ? limit / top : 0.0f);
-  I32 a = _mm512_setzero_si512(), b = a;
-  if (usable) a = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)), b = _mm512_cvtps_epi32(_mm512_mul_ps(y, inverse));
-  const int64_t R = panel.rows, at = panel.first * to.groups + g * R + r;
-  const int64_t bytes = panel.first * to.in + g * R * kGroup + r * 4;
-  if (to.exact) {
-    const I32 half = _mm512_set1_epi32(128), least = _mm512_set1_epi32(-127);
-    const I32 high_a = _mm512_srai_epi32(_mm512_add_epi32(a, half), 8), high_b = _mm512_srai_epi32(_mm512_add_epi32(b, half), 8);
-    const I32 upper_a = _mm512_slli_epi32(high_a, 8), upper_b = _mm512_slli_epi32(high_b, 8);
-    const I32 low_a = _mm512_max_epi32(_mm512_sub_epi32(a, upper_a), least);
-    const I32 low_b = _mm512_max_epi32(_mm512_sub_epi32(b, upper_b), least);
-    scatter(_mm512_cvtepi32_epi8(low_a), _mm512_cvtepi32_epi8(low_b), to.low + bytes, R);
-    scatter(_mm512_cvtepi32_epi8(high_a), _mm512_cvtepi32_epi8(high_b), to.high + bytes, R);
-    a = _mm512_add_epi32(upper_a, low_a), b = _mm512_add_epi32(upper_b, low_b);
-  } else {
-    scatter(_mm512_cvtepi32_epi8(a), _mm512_cvtepi32_epi8(b), to.high + bytes, R);
+  I32 bits[4];
+  UNROLL for (int i = 0; i < 4; i++)
+    bits[i] = _mm512_max_epi32(_mm512_castps_si512(_mm512_abs_ps(x[2 * i])), _mm512_castps_si512(_mm512_abs_ps(x[2 * i + 1])));
+  const __m128 top = _mm_castsi128_ps(reduce(bits, [](I32 a, I32 b) { return _mm512_max_epi32(a, b); }));
+  const __m128 limit = _mm_set1_ps(Exact ? kExactTop : kFastTop);
+  const __mmask8 small = _mm_cmp_ps_mask(top, _mm_set1_ps(kSmallest), _CMP_LT_OQ);
+  const __mmask8 usable = _mm_cmp_ps_mask(top, _mm_set1_ps(FLT_MAX), _CMP_LE_OQ) & ~small;
+  const __m128 scale = _mm_mask_div_ps(_mm_setzero_ps(), static_cast<__mmask8>(~small), top, limit);
+  const __m512 inverse = _mm512_castps128_ps512(_mm_maskz_div_ps(usable, limit, top));
+  I32 pairs[4];
+  UNROLL for (int i = 0; i < 4; i++) {
+    // A value that is not finite becomes the integer 0x80000000, whose lower half is zero.
+    const F32 factor = _mm512_permutexvar_ps(_mm512_set1_epi32(i), inverse);
+    const __m256i a = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(x[2 * i], factor)));
+    const __m256i b = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(x[2 * i + 1], factor)));
+    I32 q = _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+    if constexpr (Exact) {
+      const I32 high = _mm512_srai_epi16(_mm512_add_epi16(q, _mm512_set1_epi16(128)), 8), upper = _mm512_slli_epi16(high, 8);
+      const I32 low = _mm512_max_epi16(_mm512_sub_epi16(q, upper), _mm512_set1_epi16(-127));
+      to->high[i] = _mm512_cvtepi16_epi8(high), to->low[i] = _mm512_cvtepi16_epi8(low);
+      q = _mm512_add_epi16(upper, low);
+    } else {
+      to->high[i] = _mm512_cvtepi16_epi8(q);
+    }
+    pairs[i] = _mm512_madd_epi16(q, _mm512_set1_epi16(1));
   }
-  const int32_t first = _mm512_reduce_add_epi32(a), sum = first + _mm512_reduce_add_epi32(b);
-  to.scale[at] = scale;
-  to.scaled_sum[at] = scale * static_cast<float>(sum);
-  to.minus_sum[at] = -sum;
-  to.minus_first[at] = -first;
+  Four first;
+  const Four sum = sums(pairs, &first);
+  to->scale = _mm_castps_si128(scale);
+  to->scaled_sum = _mm_castps_si128(_mm_mul_ps(scale, _mm_cvtepi32_ps(sum)));
+  to->minus_sum = _mm_sub_epi32(_mm_setzero_si128(), sum);
+  to->minus_first = _mm_sub_epi32(_mm_setzero_si128(), first);
+}
+
+INLINE void transpose(Four& a, Four& b, Four& c, Four& d) {
+  const Four ab = _mm_unpacklo_epi32(a, b), AB = _mm_unpackhi_epi32(a, b);
+  const Four cd = _mm_unpacklo_epi32(c, d), CD = _mm_unpackhi_epi32(c, d);
+  a = _mm_unpacklo_epi64(ab, cd), b = _mm_unpackhi_epi64(ab, cd);
+  c = _mm_unpacklo_epi64(AB, CD), d = _mm_unpackhi_epi64(AB, CD);
+}
+
+// Up to four rows of a panel with R rows: word j of row r lies at word j * R + r.
+INLINE void store_words(const __m256i& a, const __m256i& b, const __m256i& c, const __m256i& d, int8_t* to, int64_t R, __mmask8 rows) {
+  for (int half = 0; half < 2; half++) {
+    const auto part = [&](const __m256i& v) { return half ? _mm256_extracti128_si256(v, 1) : _mm256_castsi256_si128(v); };
+    Four words[4] = {part(a), part(b), part(c), part(d)};
+    transpose(words[0], words[1], words[2], words[3]);
+    UNROLL for (int j = 0; j < 4; j++) _mm_mask_storeu_epi32(to + (half * 4 + j) * R * 4, rows, words[j]);
+  }
+}
+
+INLINE void store_numbers(Four a, Four b, Four c, Four d, void* to, int64_t R, __mmask8 rows, int64_t groups) {
+  transpose(a, b, c, d);
+  const Four numbers[4] = {a, b, c, d};
+  for (int64_t g = 0; g < groups; g++) _mm_mask_storeu_epi32(static_cast<int32_t*>(to) + g * R, rows, numbers[g]);
+}
+
+// Groups [g, g + count) of rows [r, r + rows) of a panel.
+template <bool Exact>
+void store(const Quantized (&q)[4], const Activations& to, const Activations::Panel& panel, int64_t r, int rows, int64_t g, int64_t count) {
+  const int64_t R = panel.rows, at = panel.first * to.groups + g * R + r;
+  const __mmask8 mask = static_cast<__mmask8>((1 << rows) - 1);
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t byte = panel.first * to.in + (g + i) * R * kGroup + r * 4;
+    if (R == 1) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.high + byte), q[0].high[i]);
+      if constexpr (Exact) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.low + byte), q[0].low[i]);
+      continue;
+    }
+    store_words(q[0].high[i], q[1].high[i], q[2].high[i], q[3].high[i], to.high + byte, R, mask);
+    if constexpr (Exact) store_words(q[0].low[i], q[1].low[i], q[2].low[i], q[3].low[i], to.low + byte, R, mask);
+  }
+  store_numbers(q[0].scale, q[1].scale, q[2].scale, q[3].scale, to.scale + at, R, mask, count);
+  store_numbers(q[0].scaled_sum, q[1].scaled_sum, q[2].scaled_sum, q[3].scaled_sum, to.scaled_sum + at, R, mask, count);
+  store_numbers(q[0].minus_sum, q[1].minus_sum, q[2].minus_sum, q[3].minus_sum, to.minus_sum + at, R, mask, count);
+  store_numbers(q[0].minus_first, q[1].minus_first, q[2].minus_first, q[3].minus_first, to.minus_first + at, R, mask, count);
+}
+
+// A row of the input, normed as it is read.
+class Row {
+ public:
+  Row() = default;
+  Row(const Input& input, int64_t row)
+      : x_(input.x + row * input.in), norm_(input.norm), in_(input.in), factor_(norm_ ? norm_factor(input, x_) : 1.0f), offset_(input.norm_offset) {}
+
+  INLINE F32 at(int64_t k) const {  // k + 15 inputs must be there
+    const F32 v = _mm512_loadu_ps(x_ + k);
+    return norm_ ? normed(v, _mm512_loadu_ps(norm_ + k)) : v;
+  }
+  INLINE F32 end(int64_t k) const {  // zeros beyond the end
+    const __mmask16 mask = k < in_ ? lanes(in_ - k) : 0;
+    const F32 v = _mm512_maskz_loadu_ps(mask, x_ + k);
+    return norm_ ? normed(v, _mm512_maskz_loadu_ps(mask, norm_ + k)) : v;
+  }
+
+ private:
+  INLINE F32 normed(F32 v, F32 norm) const {
+    return _mm512_mul_ps(_mm512_mul_ps(v, _mm512_set1_ps(factor_)), _mm512_add_ps(norm, _mm512_set1_ps(offset_)));
+  }
+
+  const float *x_ = nullptr, *norm_ = nullptr;
+  int64_t in_ = 0;
+  float factor_ = 1, offset_ = 0;
+};
+
+template <bool Exact>
+void quantize_rows(const Row* x, const Activations& to, const Activations::Panel& panel, int64_t r, int rows) {
+  Quantized q[4];
+  for (int64_t g = 0; g < to.groups; g += 4) {
+    const bool whole = g + 4 <= to.groups;
+    for (int i = 0; i < rows; i++) {
+      F32 values[8];
+      if (whole)
+        UNROLL for (int j = 0; j < 8; j++) values[j] = x[i].at(g * kGroup + 16 * j);
+      else
+        UNROLL for (int j = 0; j < 8; j++) values[j] = x[i].end(g * kGroup + 16 * j);
+      quantize<Exact>(values, &q[i]);
+    }
+    store<Exact>(q, to, panel, r, rows, g, whole ? 4 : to.groups - g);
+  }
 }
 
 inline F32 exp(F32 x) {  // relative error under 3e-7; results below exp(-80) are not needed
@@ -85,27 +204,24 @@ inline F32 exp(F32 x) {  // relative error under 3e-7; results below exp(-80) ar
 
 }  // namespace
 
-void prepare_avx512(const Input& input, const Activations& to, int64_t row) {
-  const float* x = input.x + row * input.in;
-  const Activations::Panel panel = to.panel_of(row);
-  const int64_t r = row - panel.first;
-  const F32 factor = _mm512_set1_ps(input.norm ? norm_factor(input, x) : 1.0f), offset = _mm512_set1_ps(input.norm_offset);
-  const auto value = [&](int64_t k, __mmask16 mask) {
-    const F32 v = _mm512_maskz_loadu_ps(mask, x + k);
-    if (!input.norm) return v;
-    return _mm512_mul_ps(_mm512_mul_ps(v, factor), _mm512_add_ps(_mm512_maskz_loadu_ps(mask, input.norm + k), offset));
-  };
-  if (to.plain) {
-    float* values = to.values + panel.first * to.in + r;
-    for (int64_t k = 0; k < input.in; k += 16) {
-      alignas(64) float part[16];
-      _mm512_store_ps(part, value(k, lanes(input.in - k)));
-      for (int64_t i = 0; i < 16 && k + i < input.in; i++) values[(k + i) * panel.rows] = part[i];
+void prepare_avx512(const Input& input, const Activations& to, int64_t first, int64_t last) {
+  while (first < last) {
+    const Activations::Panel panel = to.panel_of(first);
+    const int64_t r = first - panel.first, left = std::min(last, panel.first + panel.rows) - first;
+    const int rows = static_cast<int>(std::min<int64_t>(4, left));
+    Row x[4];
+    for (int i = 0; i < rows; i++) x[i] = Row(input, first + i);
+    for (int i = 0; to.plain && i < rows; i++) {
+      float* values = to.values + panel.first * to.in + r + i;
+      for (int64_t k = 0; k < input.in; k += 16) {
+        alignas(64) float part[16];
+        _mm512_store_ps(part, x[i].end(k));
+        for (int64_t j = 0; j < 16 && k + j < input.in; j++) values[(k + j) * panel.rows] = part[j];
+      }
     }
+    if (to.quantized) (to.exact ? quantize_rows<true> : quantize_rows<false>)(x, to, panel, r, rows);
+    first += rows;
   }
-  if (!to.quantized) return;
-  for (int64_t g = 0; g < to.groups; g++)
-    quantize(value(g * kGroup, 0xffff), value(g * kGroup + 16, 0xffff), to, panel, r, g);
 }
 
 void gate_avx512(Gate gate, float* g, const float* u, int64_t n) {
