@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gguf
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slipstream.kernels.matmul import ACTIVATIONS, Activation, dot, dots, gated, is_leaf, layer_of, rows_of
+from slipstream.kernels.matmul import Activation, Around, dot, dots, gated_mlp, is_leaf, layer_of, rows_of
 from slipstream.kernels.native import library
+from slipstream.kernels.norm import Norm
 from slipstream.kernels.packed import Packed, Precision, packing_of
 from slipstream.spec.param import Axis, Dims, Param
 from slipstream.spec.source import Blocks
@@ -19,6 +21,7 @@ from slipstream.spec.source import Blocks
 pytestmark = pytest.mark.skipif(library.reason() is not None, reason="the native kernels were not built here")
 
 D, N, H, V = Axis("embed", "d", 96), Axis("heads", "n", 3), Axis("head", "h", 32), Axis("vocab", "v", 41)
+F = Axis("mlp", "f", 64)
 LAYERS = 3
 RNG = np.random.default_rng(5)
 
@@ -30,28 +33,36 @@ def blocks_of(kind: str, values: np.ndarray) -> tuple[Blocks, np.ndarray]:
     return Blocks(kind, values.shape, lambda: data), gguf.quants.dequantize(data, code)
 
 
-def leaf(kind: str, param: Param, precision: Precision = "exact") -> tuple[Packed, np.ndarray]:
-    """A packed leaf and its numbers [l, *stored shape]."""
-    made = [blocks_of(kind, RNG.normal(size=param.stored_shape).astype(np.float32)) for _ in range(param.layers or 1)]
+def leaf(kinds: str | Sequence[str], param: Param, precision: Precision = "exact") -> tuple[Packed, np.ndarray]:
+    """A packed leaf and its numbers [l, *stored shape]. `kinds`: of all layers, or of each."""
+    kinds = [kinds] * (param.layers or 1) if isinstance(kinds, str) else kinds
+    made = [blocks_of(kind, RNG.normal(size=param.stored_shape).astype(np.float32)) for kind in kinds]
     packing = packing_of(param, [blocks for blocks, _ in made])
     assert packing is not None
-    packed = packing.fill([blocks for blocks, _ in made], precision, jax.devices()[0])
+    data = np.zeros(packing.bounds[-1], np.uint8)
+    packing.pack([blocks for blocks, _ in made], data)
+    packed = Packed.of(packing, data, precision, jax.devices()[0])
     assert jax.tree.map(jnp.shape, packed.data) == packing.abstract(precision).data.shape
     return packed, np.stack([numbers for _, numbers in made])
 
 
 WQ = Param(D | N | H, ("q",) * LAYERS, "(n h) d -> d n h", ("embed",), layers=LAYERS)
 WO = Param(N | H | D, ("o",) * LAYERS, "d (n h) -> n h d", ("heads", "head"), layers=LAYERS)
+GATE = Param(D | F, ("g",) * LAYERS, "f d -> d f", ("embed",), layers=LAYERS)
+DOWN = Param(F | D, ("o",) * LAYERS, "d f -> f d", ("mlp",), layers=LAYERS)
 TABLE = Param(V | D, ("e",), None, ("embed",))
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+MIXED = ("Q4_1", "Q8_0", "Q5_0")
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", MIXED])
 @pytest.mark.parametrize(("precision", "tolerance"), [("exact", 1e-4), ("fast", 2e-2)])
-def test_products_equal_float64(kind: str, precision: Precision, tolerance: float) -> None:
+def test_products_equal_float64(kind: str | tuple[str, ...], precision: Precision, tolerance: float) -> None:
     wq, numbers = leaf(kind, WQ, precision)
     x = RNG.normal(size=(5, 96)).astype(np.float32)
     for layer in range(LAYERS):
-        call = jax.jit(lambda x, w, i: dot("td,dnh->tnh", x, layer_of(w, i), real=jnp.int32(4)))
+        call = jax.jit(lambda x, w, i: dot("td,dnh->tnh", x, layer_of(w, i), Around(real=jnp.int32(4))))
         y = np.asarray(call(x, wq, layer))
         want = (x.astype(np.float64) @ numbers[layer].T.astype(np.float64)).reshape(5, 3, 32)
         assert np.abs(y - want)[:4].max() < tolerance * np.abs(want).max()
@@ -94,7 +105,7 @@ def test_a_packed_leaf_stays_whole_in_a_tree() -> None:
     ("param", "kinds"),
     [
         (WQ, ["Q4_0", None, "Q4_0"]),
-        (WQ, ["Q4_0", "Q8_0", "Q4_0"]),
+        (WQ, ["Q4_0", "IQ4_NL", "Q4_0"]),
         (WQ, ["IQ4_NL"] * 3),
         (Param(Dims((D,)), ("norm",), None, ()), ["Q8_0"]),
         (Param(D | V, ("x",), None, ("embed",)), ["Q8_0"]),
@@ -123,14 +134,31 @@ def test_several_products_of_one_input_equal_each_alone() -> None:
         np.testing.assert_array_equal(y, dot(eqs[0], x, layer_of(w, 1)))
 
 
+AROUND = {
+    "alone": Around(),
+    "normed": Around(Norm(jnp.linspace(-1, 1, 96), 1e-5, 1.0), add=jnp.ones((3, 96))),
+    "twice": Around(Norm(jnp.ones(96), 1e-5), Norm(jnp.linspace(0, 2, 96), 1e-6), jnp.ones((3, 96)), jnp.int32(2)),
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
-def test_a_gated_product_equals_its_parts(activation: Activation) -> None:
-    gate, up = (leaf("Q4_0", TABLE)[0] for _ in range(2))
+def test_a_feed_forward_equals_that_of_arrays(activation: Activation, around: Around) -> None:
+    gate, up, down = (leaf("Q4_0", param) for param in (GATE, GATE, DOWN))
     x = RNG.normal(size=(3, 96)).astype(np.float32)
-    y = np.asarray(gated("td,vd->tv", x, gate, up, activation, real=jnp.int32(2)))
-    want = np.asarray(ACTIVATIONS[activation](dot("td,vd->tv", x, gate)) * dot("td,vd->tv", x, up))
-    np.testing.assert_allclose(y[:2], want[:2], rtol=2e-5, atol=1e-6 * np.abs(want).max())
-    assert not y[2].any()
+    ours = gated_mlp(x, *(layer_of(w, 1) for w, _ in (gate, up, down)), activation, around)
+    plain = (jnp.asarray(numbers[1].T) for _, numbers in (gate, up, down))
+    theirs = gated_mlp(x, *plain, activation, around)
+    np.testing.assert_allclose(ours[:2], theirs[:2], atol=1e-4 * np.abs(theirs).max())
+
+
+def test_a_product_with_all_around_it_equals_that_of_arrays() -> None:
+    wo, numbers = leaf("Q8_0", WO)
+    x = RNG.normal(size=(3, 3, 32)).astype(np.float32)
+    around = Around(after=Norm(jnp.linspace(0, 2, 96), 1e-5, 1.0), add=jnp.full((3, 96), 2.0))
+    ours = dot("tnh,nhd->td", x, layer_of(wo, 0), around)
+    theirs = dot("tnh,nhd->td", x, jnp.asarray(numbers[0].T.reshape(3, 32, 96)), around)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
 def test_weights_of_different_leaf_types_are_multiplied_one_by_one() -> None:

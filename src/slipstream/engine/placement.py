@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from slipstream.kernels.packed import Packing, Precision, packing_of
+from slipstream.checkpoint.loading import empty
+from slipstream.kernels.packed import Packed, Packing, Precision, packing_of
 from slipstream.spec.param import Param, map_params
 from slipstream.spec.source import Blocks, Source
 
@@ -30,8 +31,11 @@ class Placement:
     def place_blocks(self, param: Param, blocks: Sequence[Blocks | None]) -> Any:
         """A packed leaf; None for what must be an array."""
         packing = self._packing(param, blocks)
-        stored = [one for one in blocks if one is not None]
-        return None if packing is None else packing.fill(stored, self.precision, self.device)
+        if packing is None:
+            return None
+        data = empty((packing.bounds[-1],), np.dtype(np.uint8))
+        packing.pack([one for one in blocks if one is not None], data)
+        return Packed.of(packing, data, self.precision, self.device)
 
     def abstract(self, plan: Any, source: Source) -> Any:
         """The tree that `load` will make, with shapes in place of data."""

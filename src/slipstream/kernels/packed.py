@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from math import prod
 from typing import Any, Literal
 
@@ -13,31 +14,27 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from slipstream.kernels.matmul import Activation, gated_product, layer_of, product, products, rows_of
+from slipstream.kernels.matmul import Activation, Around, gated_product, layer_of, products, rows_of
 from slipstream.kernels.native.pack import PACKINGS, pack, packed_bytes
+from slipstream.kernels.norm import Norm
 from slipstream.spec.param import Param
 from slipstream.spec.source import Blocks
 
 Precision = Literal["exact", "fast"]
+Axes = tuple[tuple[str, int], ...]
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Packed:
-    """A weight, or a stack of equal ones, as `native.pack` lays it out.
+class Packing:
+    """How a weight, or a stack of them, is packed; known before any data is read.
 
-    `data` u8[l, bytes] (l is 1 for a weight without layers). `layer` i32[] says which one this is: a view of one layer
-    is the whole stack and a number, since slicing a stack copies it. `out`, `inputs`: letters and sizes of the axes
-    that a product keeps and sums over, in the order in which the file stores them. `kind`: GGUF's block type.
-    `precision`: how activations are rounded.
+    `kinds`: GGUF's block type of each layer (one for a weight without layers). `out`, `inputs`: letters and sizes of
+    the axes that a product keeps and sums over, in the order in which the file stores them.
     """
 
-    data: Array
-    layer: Array
-    kind: str = field(metadata={"static": True})
-    out: tuple[tuple[str, int], ...] = field(metadata={"static": True})
-    inputs: tuple[tuple[str, int], ...] = field(metadata={"static": True})
-    precision: Precision = field(metadata={"static": True})
+    kinds: tuple[str, ...]
+    out: Axes
+    inputs: Axes
 
     @property
     def out_size(self) -> int:
@@ -49,50 +46,60 @@ class Packed:
         """Columns of the stored matrix."""
         return prod(size for _, size in self.inputs)
 
-
-@dataclass(frozen=True)
-class Packing:
-    """How a parameter is packed, known before any data is read. The fields are `Packed`'s; `layers` at least 1."""
-
-    kind: str
-    out: tuple[tuple[str, int], ...]
-    inputs: tuple[tuple[str, int], ...]
-    layers: int
-
     @property
-    def bytes_each(self) -> int:
-        """Bytes of one layer."""
-        return packed_bytes(self.kind, prod(s for _, s in self.out), prod(s for _, s in self.inputs))
+    def bounds(self) -> tuple[int, ...]:
+        """Where each layer's bytes start, and at last where they all end."""
+        sizes = (packed_bytes(kind, self.out_size, self.in_size) for kind in self.kinds)
+        return tuple(accumulate(sizes, initial=0))
 
     def abstract(self, precision: Precision) -> Packed:
         """The leaf's shapes, for compiling before there is data."""
-        data = jax.ShapeDtypeStruct((self.layers, self.bytes_each), jnp.uint8)
-        return Packed(data, jax.ShapeDtypeStruct((), jnp.int32), self.kind, self.out, self.inputs, precision)  # type: ignore[arg-type]
+        data = jax.ShapeDtypeStruct((self.bounds[-1],), jnp.uint8)
+        return Packed(data, jax.ShapeDtypeStruct((), jnp.int32), self, precision)  # type: ignore[arg-type]
 
-    def fill(self, blocks: Sequence[Blocks], precision: Precision, device: jax.Device) -> Packed:
-        """The leaf with the blocks of all layers."""
-        data = np.empty((self.layers, self.bytes_each), np.uint8)
-        columns = prod(size for _, size in self.inputs)
-        for row, one in zip(data, blocks, strict=True):
-            row[:] = pack(self.kind, one.read(), columns)
-        on_device = jax.device_put(data, device)
-        return Packed(on_device, jnp.int32(0), self.kind, self.out, self.inputs, precision)
+    def pack(self, blocks: Sequence[Blocks], data: np.ndarray) -> None:
+        """Pack the blocks of all layers into `data`, uint8 [bounds[-1]]."""
+        for start, one in zip(self.bounds, blocks, strict=False):
+            packed = pack(one.kind.lower(), one.read().reshape(self.out_size, -1), self.in_size)
+            data[start : start + packed.size] = packed
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Packed:
+    """A weight, or a stack of them, as `native.pack` lays it out.
+
+    `data` u8[bytes]: one layer after the other. `layer` i32[] says which one this is: a view of one layer is the whole
+    stack and a number, since slicing a stack copies it. `precision`: how activations are rounded.
+    """
+
+    data: Array
+    layer: Array
+    packing: Packing = field(metadata={"static": True})
+    precision: Precision = field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, packing: Packing, data: np.ndarray, precision: Precision, device: jax.Device) -> Packed:
+        """The leaf on a device, of the bytes that `Packing.pack` made."""
+        return cls(jax.device_put(data, device), jnp.int32(0), packing, precision)
 
 
 def packing_of(param: Param, blocks: Sequence[Blocks | None]) -> Packing | None:
     """How to pack a parameter whose tensors are stored as `blocks`; None where it must be dequantized.
 
-    It must be a matrix of a product, stored as [kept axes, summed axes], in one block type that `native.pack` knows.
+    It must be a matrix of a product, stored as [kept axes, summed axes], in block types that `native.pack` knows.
+    Layers may differ in type: files mix them by what each layer can bear.
     """
-    kinds = {None if one is None else one.kind.lower() for one in blocks}
-    kind = kinds.pop() if len(kinds) == 1 else None
+    kinds = tuple(one.kind.lower() for one in blocks if one is not None)
     groups = param.stored_groups
-    if kind not in PACKINGS or not param.contract or param.offset or len(groups) != 2:
+    if len(kinds) < len(blocks) or not PACKINGS.keys() >= set(kinds):
+        return None
+    if not param.contract or param.offset or len(groups) != 2:
         return None
     if tuple(axis.role for axis in groups[1]) != param.contract:
         return None
     out, inputs = (tuple((axis.letter, axis.size) for axis in group) for group in groups)
-    return Packing(kind, out, inputs, param.layers or 1)
+    return Packing(kinds, out, inputs)
 
 
 @layer_of.register
@@ -102,92 +109,81 @@ def _(leaf: Packed, index: Array | int) -> Packed:
 
 @rows_of.register
 def _(table: Packed, ids: Array) -> Array:
-    rows = jax.ShapeDtypeStruct((ids.shape[0], table.in_size), jnp.float32)
+    rows = jax.ShapeDtypeStruct((ids.shape[0], table.packing.in_size), jnp.float32)
     call = jax.ffi.ffi_call("slipstream_ffi_rows", rows)
-    found: Array = call(
-        ids,
-        jnp.int32(ids.shape[0]),
-        table.data,
-        kind=np.int64(PACKINGS[table.kind].code),
-        out=np.int64(table.out_size),
-        scale=np.float32(1),
-    )
+    count, out = jnp.int32(ids.shape[0]), np.int64(table.packing.out_size)
+    found: Array = call(ids, count, table.data, out=out, scale=np.float32(1), **_where([table]))
     return found
 
 
-@product.register
-def _(w: Packed, eq: str, x: Array, real: Array | None, dtype: DTypeLike) -> Array:
-    return _multiply([w], [eq], x, real)[0].astype(dtype)
-
-
 @products.register(Packed)
-def _(ws: Any, eqs: Sequence[str], x: Array, real: Array | None) -> tuple[Array, ...]:
-    return tuple(y.astype(x.dtype) for y in _multiply(ws, eqs, x, real))
+def _(ws: Sequence[Packed], eqs: Sequence[str], x: Array, around: Around, dtype: DTypeLike) -> tuple[Array, ...]:
+    kept = [_kept(w.packing, eq) for w, eq in zip(ws, eqs, strict=True)]
+    results = [jax.ShapeDtypeStruct((x.shape[0], w.packing.out_size), jnp.float32) for w in ws]
+    ys = jax.ffi.ffi_call("slipstream_ffi_gemm", results)(
+        *_operands(x, ws, around), **_where(ws), **_how(ws[0].precision, around)
+    )
+    return tuple(y.reshape(x.shape[0], *sizes).astype(dtype) for y, sizes in zip(ys, kept, strict=True))
 
 
 @gated_product.register(Packed)
-def _(gate: Packed, eq: str, x: Array, up: Packed, activation: Activation, real: Array | None) -> Array:
-    rows = x.shape[0]
-    kept = [_kept(w, eq, x) for w in (gate, up)]
-    call = jax.ffi.ffi_call("slipstream_ffi_gated", jax.ShapeDtypeStruct((rows, gate.out_size), jnp.float32))
-    y = call(
-        _flat(x, gate),
-        _absent(),
-        gate.layer,
-        jnp.int32(rows) if real is None else real,
-        gate.data,
-        up.data,
-        kinds=_codes((gate, up)),
+def _(gate: Packed, x: Array, up: Packed, down: Packed, activation: Activation, around: Around) -> Array:
+    ws = (gate, up, down)
+    result = jax.ShapeDtypeStruct((x.shape[0], down.packing.out_size), jnp.float32)
+    y: Array = jax.ffi.ffi_call("slipstream_ffi_mlp", result)(
+        *_operands(x, ws, around),
+        hidden=np.int64(gate.packing.out_size),
         activation=activation,
-        **_rounding(gate),
+        **_where(ws),
+        **_how(gate.precision, around),
     )
-    return y.reshape(rows, *kept[0]).astype(x.dtype)
+    return y.astype(x.dtype)
 
 
-def _multiply(ws: Sequence[Packed], eqs: Sequence[str], x: Array, real: Array | None) -> list[Array]:
-    """Products of one input with several weights of the same layer and precision, in float32."""
-    rows = x.shape[0]
-    kept = [_kept(w, eq, x) for w, eq in zip(ws, eqs, strict=True)]
-    results = [jax.ShapeDtypeStruct((rows, w.out_size), jnp.float32) for w in ws]
-    ys = jax.ffi.ffi_call("slipstream_ffi_gemm", results)(
-        _flat(x, ws[0]),
-        _absent(),
-        _absent(),
-        ws[0].layer,
-        jnp.int32(rows) if real is None else real,
-        *(w.data for w in ws),
-        kinds=_codes(ws),
-        **_rounding(ws[0]),
-    )
-    return [y.reshape(rows, *sizes) for y, sizes in zip(ys, kept, strict=True)]
-
-
-def _kept(w: Packed, eq: str, x: Array) -> tuple[int, ...]:
+def _kept(packing: Packing, eq: str) -> tuple[int, ...]:
     """The sizes of the axes that the product keeps of the weight. Raises ValueError for an equation that does not fit.
 
     x has a row axis and then the summed ones as stored; the result the row axis and then the kept ones.
     """
     operands, result = eq.split("->")
     given, stored = operands.split(",")
-    out, inputs = ("".join(letter for letter, _ in axes) for axes in (w.out, w.inputs))
+    out, inputs = ("".join(letter for letter, _ in axes) for axes in (packing.out, packing.inputs))
     row = given[0]
     if given != row + inputs or result != row + out or set(stored) != set(out + inputs):
         raise ValueError(f"{eq!r} does not fit a weight that keeps {out} and sums over {inputs}")
-    return tuple(size for _, size in w.out)
+    return tuple(size for _, size in packing.out)
 
 
-def _flat(x: Array, w: Packed) -> Array:
-    return x.reshape(x.shape[0], w.in_size).astype(jnp.float32)
+def _operands(x: Array, ws: Sequence[Packed], around: Around) -> list[Array]:
+    """What the handlers of products take: see ffi_gemm.cc. All weights are of the same layer."""
+    rows = x.shape[0]
+    return [
+        x.reshape(rows, ws[0].packing.in_size).astype(jnp.float32),
+        _weight(around.norm),
+        _weight(around.after),
+        jnp.zeros((0, 0), jnp.float32) if around.add is None else around.add.astype(jnp.float32),
+        ws[0].layer,
+        jnp.int32(rows) if around.real is None else around.real,
+        *(w.data for w in ws),
+    ]
 
 
-def _absent() -> Array:
-    """An operand that the call does without."""
-    return jnp.zeros((0, 0), jnp.float32)
+def _weight(norm: Norm | None) -> Array:
+    """A norm's weight, as the operand of a call that may do without."""
+    return jnp.zeros(0, jnp.float32) if norm is None else norm.weight.astype(jnp.float32)
 
 
-def _codes(ws: Sequence[Packed]) -> np.ndarray:
-    return np.array([PACKINGS[w.kind].code for w in ws], np.int64)
+def _where(ws: Sequence[Packed]) -> dict[str, np.ndarray]:
+    """The kind of each layer of each weight, and where its bytes start: i64[weights * layers]."""
+    return {
+        "kinds": np.array([PACKINGS[kind].code for w in ws for kind in w.packing.kinds], np.int64),
+        "starts": np.array([start for w in ws for start in w.packing.bounds[:-1]], np.int64),
+    }
 
 
-def _rounding(w: Packed) -> dict[str, Any]:
-    return {"exact": w.precision == "exact", "eps": np.float32(0), "norm_offset": np.float32(0)}
+def _how(precision: Precision, around: Around) -> dict[str, Any]:
+    """The numbers that go with `_operands`."""
+    norms = {"norm": around.norm, "after": around.after}
+    eps = {f"{name}_eps": np.float32(norm.eps if norm else 0) for name, norm in norms.items()}
+    offsets = {f"{name}_offset": np.float32(norm.offset if norm else 0) for name, norm in norms.items()}
+    return {"exact": precision == "exact", **eps, **offsets}

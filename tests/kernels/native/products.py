@@ -96,7 +96,17 @@ def gemm(
     return y
 
 
-def gated(g: Matrix, u: Matrix, x: Floats, *, exact: bool, activation: int, y: Floats | None = None) -> Floats:
+def gated(
+    g: Matrix,
+    u: Matrix,
+    x: Floats,
+    *,
+    exact: bool,
+    activation: int,
+    norm: Floats | None = None,
+    eps: float = 1e-5,
+    y: Floats | None = None,
+) -> Floats:
     y = np.full((len(x), g.out), np.nan, np.float32) if y is None else y
     status = native.slipstream_gated(
         g.code,
@@ -108,8 +118,8 @@ def gated(g: Matrix, u: Matrix, x: Floats, *, exact: bool, activation: int, y: F
         pointer(x),
         ctypes.c_int64(len(x)),
         int(exact),
-        None,
-        ctypes.c_float(0),
+        None if norm is None else pointer(norm),
+        ctypes.c_float(eps),
         ctypes.c_float(0),
         activation,
         pointer(y),

@@ -21,7 +21,6 @@ LIBRARY_VARIABLE = "SLIPSTREAM_LIBRARY"
 TARGETS = (
     "slipstream_ffi_attend",
     "slipstream_ffi_gemm",
-    "slipstream_ffi_gated",
     "slipstream_ffi_mlp",
     "slipstream_ffi_rows",
 )

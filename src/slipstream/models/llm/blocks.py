@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
-from slipstream.kernels.matmul import dot, dots, rows_of
-from slipstream.kernels.ragged import Step
+from slipstream.kernels.matmul import ALONE, Around, dot, dots, rows_of
 
 Leaf = Any
 """A weight: a `Param` in a plan, an array (or a quantized leaf) in the weights."""
@@ -23,21 +23,19 @@ def embed(tokens: Array, table: Leaf) -> Array:
     return rows_of(table, tokens)
 
 
-def linear(eq: str, x: Array, weight: Leaf, bias: Leaf | None, step: Step) -> Array:
-    """A product over the step's real tokens and, where there is one, its bias."""
-    return _with_bias(dot(eq, x, weight, real=step.real), bias)
+def linear(eq: str, x: Array, weight: Leaf, bias: Leaf | None, around: Around = ALONE) -> Array:
+    """A product and, where there is one, its bias; the residual comes after the bias."""
+    if bias is None:
+        return dot(eq, x, weight, around)
+    return around.finish(dot(eq, x, weight, replace(around, after=None, add=None)) + bias)
 
 
 def linears(
-    eqs: Sequence[str], x: Array, weights: Sequence[Leaf], biases: Sequence[Leaf | None], step: Step
+    eqs: Sequence[str], x: Array, weights: Sequence[Leaf], biases: Sequence[Leaf | None], around: Around
 ) -> list[Array]:
-    """`linear` of one input with several weights."""
-    ys = dots(eqs, x, weights, real=step.real)
-    return [_with_bias(y, bias) for y, bias in zip(ys, biases, strict=True)]
-
-
-def _with_bias(y: Array, bias: Leaf | None) -> Array:
-    return y if bias is None else y + bias
+    """Products of one input with several weights, each with its bias where it has one."""
+    ys = dots(eqs, x, weights, around)
+    return [y if bias is None else y + bias for y, bias in zip(ys, biases, strict=True)]
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:

@@ -13,7 +13,7 @@ from jax import Array
 
 from slipstream.errors import UnsupportedModel
 from slipstream.kernels.attention import attend
-from slipstream.kernels.matmul import dot, dots, gated
+from slipstream.kernels.matmul import Around, dot, dots, gated_mlp
 from slipstream.kernels.norm import Norm
 from slipstream.kernels.ragged import KVCache, Step
 from slipstream.kernels.rotary import Angles
@@ -176,15 +176,13 @@ def block(
 ) -> tuple[Array, KVCache]:
     """One layer: `x` [t, d] -> [t, d]. Norms before and after both halves; queries and keys are normed a head."""
     norm = partial(Norm, eps=c.norm_eps, offset=1.0)
-    y = norm(w.attention_norm)(x)
-    q, k, v = dots(QKV, y, (w.wq, w.wk, w.wv), real=step.real)
+    q, k, v = dots(QKV, x, (w.wq, w.wk, w.wv), Around(norm(w.attention_norm), real=step.real))
     attention = partial(attend, scale=c.score_scale, window=kind.window, soft_cap=c.score_cap)
     heads = norm(w.q_norm), norm(w.k_norm)
     y, cache = attention(cache, layer, q, k, v, step, angles=angles[kind.rope], qk_norm=heads)
-    x = x + norm(w.attention_out_norm)(dot("tnh,nhd->td", y, w.wo, real=step.real))
-    y = norm(w.mlp_norm)(x)
-    y = gated("td,df->tf", y, w.gate, w.up, "gelu_tanh", real=step.real)
-    return x + norm(w.mlp_out_norm)(dot("tf,fd->td", y, w.down, real=step.real)), cache
+    x = dot("tnh,nhd->td", y, w.wo, Around(after=norm(w.attention_out_norm), add=x, real=step.real))
+    mlp = Around(norm(w.mlp_norm), norm(w.mlp_out_norm), add=x, real=step.real)
+    return gated_mlp(x, w.gate, w.up, w.down, "gelu_tanh", mlp), cache
 
 
 def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) -> tuple[Array, KVCache]:

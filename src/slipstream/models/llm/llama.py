@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from slipstream.kernels.attention import attend
-from slipstream.kernels.matmul import dot, gated
+from slipstream.kernels.matmul import Around, dot, gated_mlp
 from slipstream.kernels.norm import Norm
 from slipstream.kernels.ragged import KVCache, Step
 from slipstream.kernels.rotary import Angles
@@ -155,17 +155,16 @@ def block(
     c: Config, angles: Angles, w: Block, x: Array, step: Step, cache: KVCache, layer: Array, kind: Kind
 ) -> tuple[Array, KVCache]:
     """One layer: `x` [t, d] -> [t, d]."""
-    y = Norm(w.attention_norm, c.norm_eps)(x)
-    q, k, v = linears(QKV, y, (w.wq, w.wk, w.wv), (w.bq, w.bk, w.bv), step)
+    norm = partial(Norm, eps=c.norm_eps)
+    before = Around(norm(w.attention_norm), real=step.real)
+    q, k, v = linears(QKV, x, (w.wq, w.wk, w.wv), (w.bq, w.bk, w.bv), before)
     y, cache = attend(cache, layer, q, k, v, step, scale=c.head_dim**-0.5, window=kind.window, angles=angles)
-    x = x + linear("tnh,nhd->td", y, w.wo, w.bo, step)
-    y = Norm(w.mlp_norm, c.norm_eps)(x)
-    if w.gate_bias is None and w.up_bias is None:
-        y = gated("td,df->tf", y, w.gate, w.up, "silu", real=step.real)
-    else:
-        opened, y = linears(("td,df->tf",) * 2, y, (w.gate, w.up), (w.gate_bias, w.up_bias), step)
-        y = jax.nn.silu(opened) * y
-    return x + linear("tf,fd->td", y, w.down, w.down_bias, step), cache
+    x = linear("tnh,nhd->td", y, w.wo, w.bo, Around(add=x, real=step.real))
+    mlp = Around(norm(w.mlp_norm), add=x, real=step.real)
+    if w.down_bias is None:
+        return gated_mlp(x, w.gate, w.up, w.down, "silu", mlp), cache
+    opened, y = linears(("td,df->tf",) * 2, x, (w.gate, w.up), (w.gate_bias, w.up_bias), replace(mlp, add=None))
+    return linear("tf,fd->td", jax.nn.silu(opened) * y, w.down, w.down_bias, replace(mlp, norm=None)), cache
 
 
 def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) -> tuple[Array, KVCache]:
