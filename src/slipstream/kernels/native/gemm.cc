@@ -53,20 +53,16 @@ Activations make_room(const Call& call) {
   Activations a;
   a.rows = input.rows, a.in = input.in, a.groups = input.in / kGroup, a.exact = call.exact;
   a.panels = (a.rows + call.kernels.max_rows - 1) / call.kernels.max_rows, a.quantized = call.quantized, a.plain = call.plain;
-  const size_t numbers = (a.rows * a.in + 63) / 64 * 64, groups = (a.rows * a.groups + 15) / 16 * 16;
+  const size_t values = (a.rows * a.in + 63) / 64 * 64, groups = a.rows * a.groups;
   static thread_local Memory memory;
-  const size_t bytes = (a.quantized ? 2 * numbers + 16 * groups : 0) + (a.plain ? 4 * numbers : 0);
+  const size_t bytes = (a.quantized ? groups * (a.number_bytes() + sizeof(Facts)) : 0) + (a.plain ? values * sizeof(float) : 0);
   auto* at = static_cast<uint8_t*>(required(memory, bytes + 64));
   const auto take = [&](size_t size) { return at += size, at - size; };
   if (a.quantized) {
-    a.high = reinterpret_cast<int8_t*>(take(numbers));
-    a.low = reinterpret_cast<int8_t*>(take(numbers));
-    a.scale = reinterpret_cast<float*>(take(4 * groups));
-    a.scaled_sum = reinterpret_cast<float*>(take(4 * groups));
-    a.minus_sum = reinterpret_cast<int32_t*>(take(4 * groups));
-    a.minus_first = reinterpret_cast<int32_t*>(take(4 * groups));
+    a.numbers = reinterpret_cast<int8_t*>(take(groups * a.number_bytes()));
+    a.facts = reinterpret_cast<Facts*>(take(groups * sizeof(Facts)));
   }
-  if (a.plain) a.values = reinterpret_cast<float*>(take(4 * numbers));
+  if (a.plain) a.values = reinterpret_cast<float*>(at);
   return a;
 }
 

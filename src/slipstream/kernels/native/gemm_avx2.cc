@@ -95,7 +95,7 @@ void unpack(const Weight& w, int64_t panel, const Unpacked& to) {
 }
 
 // sum[r] = sum over words [First, Last) of u * q[r], or of (u - 128) * q[r] where Words is 1.
-template <int Words, int R, int First, int Last>
+template <int Words, int R, int Row, int First, int Last>
 INLINE void dot(const uint8_t* numbers, const int8_t* q, I32 (&sum)[R]) {
   const I32 ones = _mm256_set1_epi16(1);
   UNROLL for (int r = 0; r < R; r++) sum[r] = _mm256_setzero_si256();
@@ -107,10 +107,10 @@ INLINE void dot(const uint8_t* numbers, const int8_t* q, I32 (&sum)[R]) {
         const I32 signed_u = _mm256_xor_si256(u, _mm256_set1_epi8(-128));
         u = _mm256_abs_epi8(signed_u);
         UNROLL for (int r = 0; r < R; r++)
-          pairs[r] = _mm256_maddubs_epi16(u, _mm256_sign_epi8(broadcast(q + (j * R + r) * 4), signed_u));
+          pairs[r] = _mm256_maddubs_epi16(u, _mm256_sign_epi8(broadcast(q + r * Row + j * 4), signed_u));
       } else {
         UNROLL for (int r = 0; r < R; r++) {
-          const I32 product = _mm256_maddubs_epi16(u, broadcast(q + (j * R + r) * 4));
+          const I32 product = _mm256_maddubs_epi16(u, broadcast(q + r * Row + j * 4));
           pairs[r] = j == start ? product : _mm256_add_epi16(pairs[r], product);
         }
       }
@@ -128,21 +128,22 @@ template <Mode M, int Words, bool Exact, int R>
 __attribute__((noinline)) void tile(const Unpacked& u, int half, const Activations& a, int64_t row, const Ahead& ahead, F32* total) {
   F32 acc[R];
   UNROLL for (int r = 0; r < R; r++) acc[r] = _mm256_setzero_ps();
-  const int8_t *high = a.high + row * a.in, *low = a.low + row * a.in;
-  for (int64_t g = 0; g < a.groups; g++, high += R * kGroup, low += R * kGroup) {
+  constexpr int bytes = Exact ? 2 * kGroup : kGroup;
+  const int8_t* q = a.numbers + row * a.groups * bytes;
+  const Facts* facts = a.facts + row * a.groups;
+  for (int64_t g = 0; g < a.groups; g++, q += R * bytes, facts += R) {
     for (int64_t i = 0; i < ahead.step; i += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead.from) + g * ahead.step + i, _MM_HINT_T1);
-    const int64_t at = row * a.groups + g * R;
     const uint8_t* numbers = u.numbers + g * 512 + half * 4;
     const auto add = [&](I32(&sum)[R], const float* weight_scale) {
       const F32 s = _mm256_loadu_ps(weight_scale + half);
       UNROLL for (int r = 0; r < R; r++)
-        acc[r] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum[r]), _mm256_set1_ps(a.scale[at + r])), s, acc[r]);
+        acc[r] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum[r]), _mm256_set1_ps(facts[r].scale)), s, acc[r]);
     };
     const auto product = [&](auto first, auto last, auto&& minus, I32(&sum)[R]) {
-      dot<Words, R, decltype(first)::value, decltype(last)::value>(numbers, high, sum);
+      dot<Words, R, bytes, decltype(first)::value, decltype(last)::value>(numbers, q, sum);
       if constexpr (Exact) {
         I32 lower[R];
-        dot<Words, R, decltype(first)::value, decltype(last)::value>(numbers, low, lower);
+        dot<Words, R, bytes, decltype(first)::value, decltype(last)::value>(numbers, q + kGroup, lower);
         UNROLL for (int r = 0; r < R; r++) sum[r] = _mm256_add_epi32(_mm256_slli_epi32(sum[r], 8), lower[r]);
       }
       if constexpr (M != Mode::minimum && Words != 1) {
@@ -155,17 +156,17 @@ __attribute__((noinline)) void tile(const Unpacked& u, int half, const Activatio
     const std::integral_constant<int, 4> middle;
     const std::integral_constant<int, 8> end;
     if constexpr (M == Mode::halves) {
-      product(begin, middle, [&](int r) { return a.minus_first[at + r]; }, sum);
+      product(begin, middle, [&](int r) { return facts[r].minus_first; }, sum);
       add(sum, u.scale + g * 32);
-      product(middle, end, [&](int r) { return a.minus_sum[at + r] - a.minus_first[at + r]; }, sum);
+      product(middle, end, [&](int r) { return facts[r].minus_sum - facts[r].minus_first; }, sum);
       add(sum, u.scale + g * 32 + 16);
     } else {
-      product(begin, end, [&](int r) { return a.minus_sum[at + r]; }, sum);
+      product(begin, end, [&](int r) { return facts[r].minus_sum; }, sum);
       add(sum, u.scale + g * 16);
     }
     if constexpr (M == Mode::minimum) {
       const F32 offset = _mm256_loadu_ps(u.offset + g * 16 + half);
-      UNROLL for (int r = 0; r < R; r++) acc[r] = _mm256_fmadd_ps(offset, _mm256_set1_ps(a.scaled_sum[at + r]), acc[r]);
+      UNROLL for (int r = 0; r < R; r++) acc[r] = _mm256_fmadd_ps(offset, _mm256_set1_ps(facts[r].scaled_sum), acc[r]);
     }
   }
   UNROLL for (int r = 0; r < R; r++) total[r] = acc[r];

@@ -107,17 +107,20 @@ struct Packed {
   INLINE F32 second_scale() const { return second; }
 };
 
-// sum[r] = correction(r) + sum over words [First, Last) of u * q[r]. A correction of nullptr is zero.
+// sum[r] = correction(r) + sum over words [First, Last) of u * q[r].
 template <bool Exact, int R, int First, int Last, class Source, class Correction>
-INLINE void dot(const Source& s, const int8_t* high, const int8_t* low, Correction&& correction, I32 (&sum)[R]) {
+INLINE void dot(const Source& s, const int8_t* q, Correction&& correction, I32 (&sum)[R]) {
+  constexpr int row = Exact ? 2 * kGroup : kGroup;
+  const auto high = [&](int r, int j) { return broadcast(q + r * row + j * 4); };
+  const auto low = [&](int r, int j) { return broadcast(q + r * row + kGroup + j * 4); };
   if constexpr (Exact && R <= kFewRows) {  // two independent sums: few rows leave the multiplier waiting
     I32 lower[R];
     UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_si512(), lower[r] = correction(r);
     UNROLL for (int j = First; j < Last; j++) {
       const I32 u = s.word(j);
       UNROLL for (int r = 0; r < R; r++) {
-        sum[r] = _mm512_dpbusd_epi32(sum[r], u, broadcast(high + (j * R + r) * 4));
-        lower[r] = _mm512_dpbusd_epi32(lower[r], u, broadcast(low + (j * R + r) * 4));
+        sum[r] = _mm512_dpbusd_epi32(sum[r], u, high(r, j));
+        lower[r] = _mm512_dpbusd_epi32(lower[r], u, low(r, j));
       }
     }
     UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_add_epi32(_mm512_slli_epi32(sum[r], 8), lower[r]);
@@ -126,7 +129,7 @@ INLINE void dot(const Source& s, const int8_t* high, const int8_t* low, Correcti
   UNROLL for (int r = 0; r < R; r++) sum[r] = Exact ? _mm512_setzero_si512() : correction(r);
   UNROLL for (int j = First; j < Last; j++) {
     const I32 u = s.word(j);
-    UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_dpbusd_epi32(sum[r], u, broadcast(high + (j * R + r) * 4));
+    UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_dpbusd_epi32(sum[r], u, high(r, j));
   }
   if constexpr (Exact) {
     UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_slli_epi32(sum[r], 8);
@@ -134,50 +137,48 @@ INLINE void dot(const Source& s, const int8_t* high, const int8_t* low, Correcti
       UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_add_epi32(sum[r], correction(r));
     UNROLL for (int j = First; j < Last; j++) {
       const I32 u = s.word(j);
-      UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_dpbusd_epi32(sum[r], u, broadcast(low + (j * R + r) * 4));
+      UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_dpbusd_epi32(sum[r], u, low(r, j));
     }
   }
 }
 
 struct Rows {  // one row panel of the activations
-  const int8_t *high, *low;
-  const float *scale, *scaled_sum;
-  const int32_t *minus_sum, *minus_first;
+  const int8_t* numbers;
+  const Facts* facts;
   const float* values;
 
-  Rows(const Activations& a, int64_t row) {
-    const int64_t numbers = row * a.in, groups = row * a.groups;
-    high = a.high + numbers, low = a.low + numbers, scale = a.scale + groups, scaled_sum = a.scaled_sum + groups;
-    minus_sum = a.minus_sum + groups, minus_first = a.minus_first + groups, values = a.values + numbers;
-  }
+  Rows(const Activations& a, int64_t row)
+      : numbers(a.numbers + row * a.groups * a.number_bytes()), facts(a.facts + row * a.groups), values(a.values + row * a.in) {}
 };
 
 template <bool Exact, int R, class Source>
 INLINE void tile(Source s, const Rows& a, int64_t groups, F32* total) {
   F32 acc[R];
   UNROLL for (int r = 0; r < R; r++) acc[r] = _mm512_setzero_ps();
-  const int8_t *high = a.high, *low = a.low;
-  for (int64_t g = 0; g < groups; g++, high += R * kGroup, low += R * kGroup) {
+  const int8_t* q = a.numbers;
+  const Facts* facts = a.facts;
+  for (int64_t g = 0; g < groups; g++, q += R * (Exact ? 2 * kGroup : kGroup), facts += R) {
     s.start(g);
-    const float *scale = a.scale + g * R, *scaled_sum = a.scaled_sum + g * R;
-    const int32_t *minus_sum = a.minus_sum + g * R, *minus_first = a.minus_first + g * R;
     const auto add = [&](I32(&sum)[R], F32 weight_scale) {
       UNROLL for (int r = 0; r < R; r++)
-        acc[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum[r]), _mm512_set1_ps(scale[r])), weight_scale, acc[r]);
+        acc[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum[r]), _mm512_set1_ps(facts[r].scale)), weight_scale, acc[r]);
     };
+    const auto whole = [&](int r) { return s.times_zero(_mm512_set1_epi32(facts[r].minus_sum)); };
+    const auto first = [&](int r) { return s.times_zero(_mm512_set1_epi32(facts[r].minus_first)); };
+    const auto second = [&](int r) { return s.times_zero(_mm512_set1_epi32(facts[r].minus_sum - facts[r].minus_first)); };
     I32 sum[R];
     if constexpr (Source::mode == Mode::minimum) {
-      dot<Exact, R, 0, 8>(s, high, low, [](int) { return _mm512_setzero_si512(); }, sum);
+      dot<Exact, R, 0, 8>(s, q, [](int) { return _mm512_setzero_si512(); }, sum);
       add(sum, s.first_scale());
       const F32 offset = s.second_scale();
-      UNROLL for (int r = 0; r < R; r++) acc[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(scaled_sum[r]), acc[r]);
+      UNROLL for (int r = 0; r < R; r++) acc[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(facts[r].scaled_sum), acc[r]);
     } else if constexpr (Source::mode == Mode::centred) {
-      dot<Exact, R, 0, 8>(s, high, low, [&](int r) { return s.times_zero(_mm512_set1_epi32(minus_sum[r])); }, sum);
+      dot<Exact, R, 0, 8>(s, q, whole, sum);
       add(sum, s.first_scale());
     } else {
-      dot<Exact, R, 0, 4>(s, high, low, [&](int r) { return s.times_zero(_mm512_set1_epi32(minus_first[r])); }, sum);
+      dot<Exact, R, 0, 4>(s, q, first, sum);
       add(sum, s.first_scale());
-      dot<Exact, R, 4, 8>(s, high, low, [&](int r) { return s.times_zero(_mm512_set1_epi32(minus_sum[r] - minus_first[r])); }, sum);
+      dot<Exact, R, 4, 8>(s, q, second, sum);
       add(sum, s.second_scale());
     }
   }

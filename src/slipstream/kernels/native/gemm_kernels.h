@@ -33,17 +33,22 @@ class Memory {
   size_t size_ = 0;
 };
 
+// What belongs to a group of a row: x is about scale * q.
+struct Facts {
+  float scale, scaled_sum;          // scaled_sum = scale * sum(q)
+  int32_t minus_sum, minus_first;   // -sum(q), and of inputs 0-15 alone
+};
+
 // Rows ready to be multiplied. They lie in panels of at most `max_rows` rows, of sizes as equal as can be.
 struct Activations {
   int64_t rows = 0, in = 0, groups = 0, panels = 0;
   bool exact = false, quantized = false, plain = false;
-  // Of the panel that starts at row r0 and has R rows, from element r0 * in or r0 * groups on:
-  int8_t *high = nullptr, *low = nullptr;  // [groups][8 words][R][4]; q = 256 * high + low, or high alone
-  float* scale = nullptr;                  // [groups][R]: x is about scale * q
-  float* scaled_sum = nullptr;             // [groups][R]: scale * sum(q)
-  int32_t* minus_sum = nullptr;            // [groups][R]: -sum(q)
-  int32_t* minus_first = nullptr;          // [groups][R]: the same of inputs 0-15
-  float* values = nullptr;                 // [in][R], for float weights
+  // Of the panel that starts at row r0 and has R rows, from element r0 * groups or r0 * in on:
+  int8_t* numbers = nullptr;  // [groups][R][number_bytes()]: 32 bytes `high`, then where exact 32 `low`; q = 256 * high + low
+  Facts* facts = nullptr;     // [groups][R]
+  float* values = nullptr;    // [in][R], for float weights
+
+  int number_bytes() const { return exact ? 2 * kGroup : kGroup; }
 
   struct Panel {
     int64_t first;

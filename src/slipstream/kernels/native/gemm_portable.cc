@@ -35,26 +35,23 @@ void quantize(const float* x, const Activations& to, const Activations::Panel& p
   // Numbers that are not finite must not look like numbers: the scale carries them on.
   const float scale = !finite ? std::numeric_limits<float>::quiet_NaN() : zero ? 0.0f : top / static_cast<float>(limit);
   int32_t sums[2] = {};
-  const int64_t base = panel.first * to.in + g * panel.rows * kGroup, R = panel.rows;
+  const int64_t index = panel.first * to.groups + g * panel.rows + r;
+  int8_t* numbers = to.numbers + index * to.number_bytes();
   for (int k = 0; k < kGroup; k++) {
     int q = zero ? 0 : static_cast<int>(std::nearbyint(x[k] * inverse));
-    const int64_t at = base + (k / 4 * R + r) * 4 + k % 4;
     if (to.exact) {
       const int high = (q + 128) >> 8;
       int low = q - high * 256;
       if (low < -127) low = -127;
-      to.high[at] = static_cast<int8_t>(high), to.low[at] = static_cast<int8_t>(low);
+      numbers[k] = static_cast<int8_t>(high), numbers[kGroup + k] = static_cast<int8_t>(low);
       q = high * 256 + low;
     } else {
-      to.high[at] = static_cast<int8_t>(q);
+      numbers[k] = static_cast<int8_t>(q);
     }
     sums[k / 16] += q;
   }
-  const int64_t at = panel.first * to.groups + g * R + r;
-  to.scale[at] = scale;
-  to.minus_sum[at] = -(sums[0] + sums[1]);
-  to.minus_first[at] = -sums[0];
-  to.scaled_sum[at] = scale * static_cast<float>(sums[0] + sums[1]);
+  const int32_t sum = sums[0] + sums[1];
+  to.facts[index] = {scale, scale * static_cast<float>(sum), -sum, -sums[0]};
 }
 
 void prepare_row(const Input& input, const Activations& to, int64_t row) {
@@ -92,10 +89,10 @@ inline Word pairs(Half a, Half b) {
 }
 
 // sum over words [first, last) of u * q, for each of 16 outputs. A product of a byte with and one without sign fits 16 bits.
-void dot(const uint8_t* u, const int8_t* q, int64_t R, int first, int last, int32_t* sum) {
+void dot(const uint8_t* u, const int8_t* q, int first, int last, int32_t* sum) {
   Word sums[4] = {};
   for (int j = first; j < last; j++) {
-    const int8_t* four = q + j * R * 4;
+    const int8_t* four = q + j * 4;
     const int16_t a = four[0], b = four[1], c = four[2], d = four[3];
     const Half even = {a, c, a, c, a, c, a, c}, odd = {b, d, b, d, b, d, b, d};
     for (int i = 0; i < 4; i++) {  // four outputs
@@ -108,26 +105,28 @@ void dot(const uint8_t* u, const int8_t* q, int64_t R, int first, int last, int3
 }
 
 void multiply_row(const Unpacked& u, const Activations& a, const Activations::Panel& panel, int r, float* sum) {
-  const int64_t R = panel.rows, halves = u.mode == Mode::halves ? 2 : 1;
+  const int64_t halves = u.mode == Mode::halves ? 2 : 1;
   for (int64_t g = 0; g < a.groups; g++) {
-    const int64_t at = panel.first * a.groups + g * R + r, bytes = panel.first * a.in + g * R * kGroup + r * 4;
+    const int64_t at = panel.first * a.groups + g * panel.rows + r;
+    const Facts& facts = a.facts[at];
+    const int8_t* q = a.numbers + at * a.number_bytes();
     for (int64_t half = 0; half < halves; half++) {
       const int first = static_cast<int>(half) * 4, last = halves == 2 ? first + 4 : 8;
       int32_t product[kPanel] = {};
-      dot(u.numbers + g * 512, a.high + bytes, R, first, last, product);
+      dot(u.numbers + g * 512, q, first, last, product);
       if (a.exact) {
         for (int32_t& p : product) p *= 256;
-        dot(u.numbers + g * 512, a.low + bytes, R, first, last, product);
+        dot(u.numbers + g * 512, q + kGroup, first, last, product);
       }
       int32_t correction = 0;
-      if (u.mode == Mode::centred) correction = a.minus_sum[at] * (1 << u.zero_bits);
+      if (u.mode == Mode::centred) correction = facts.minus_sum * (1 << u.zero_bits);
       if (u.mode == Mode::halves)
-        correction = (half ? a.minus_sum[at] - a.minus_first[at] : a.minus_first[at]) * (1 << u.zero_bits);
+        correction = (half ? facts.minus_sum - facts.minus_first : facts.minus_first) * (1 << u.zero_bits);
       const float* scale = u.scale + (g * halves + half) * kPanel;
-      for (int n = 0; n < kPanel; n++) sum[n] += static_cast<float>(product[n] + correction) * a.scale[at] * scale[n];
+      for (int n = 0; n < kPanel; n++) sum[n] += static_cast<float>(product[n] + correction) * facts.scale * scale[n];
     }
     if (u.mode == Mode::minimum)
-      for (int n = 0; n < kPanel; n++) sum[n] += u.offset[g * kPanel + n] * a.scaled_sum[at];
+      for (int n = 0; n < kPanel; n++) sum[n] += u.offset[g * kPanel + n] * facts.scaled_sum;
   }
 }
 

@@ -2,7 +2,6 @@
 #include <immintrin.h>
 
 #include <cfloat>
-#include <cstring>
 
 #include "gemm_avx2.h"
 
@@ -43,14 +42,12 @@ float norm_factor(const Input& input, const float* x) {
   return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(sum / static_cast<float>(input.in) + input.eps)));
 }
 
-// 32 small integers as bytes, word j of the row's group R * 4 bytes after the last.
-void scatter(const I32 (&v)[4], int8_t* to, int64_t R) {
+// 32 small integers as bytes.
+void put(const I32 (&v)[4], int8_t* to) {
   const I32 packed = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
-  alignas(32) int32_t words[8];
   // The packing works within halves of a register; this puts the words in order again.
   const I32 order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  _mm256_store_si256(reinterpret_cast<I32*>(words), _mm256_permutevar8x32_epi32(packed, order));
-  for (int j = 0; j < 8; j++) std::memcpy(to + j * R * 4, words + j, 4);
+  _mm256_storeu_si256(reinterpret_cast<I32*>(to), _mm256_permutevar8x32_epi32(packed, order));
 }
 
 void quantize(const F32 (&x)[4], const Activations& to, const Activations::Panel& panel, int64_t r, int64_t g) {
@@ -64,8 +61,8 @@ void quantize(const F32 (&x)[4], const Activations& to, const Activations::Panel
   const F32 inverse = _mm256_set1_ps(usable ? limit / top : 0.0f);
   I32 q[4];
   for (int i = 0; i < 4; i++) q[i] = usable ? _mm256_cvtps_epi32(_mm256_mul_ps(x[i], inverse)) : _mm256_setzero_si256();
-  const int64_t R = panel.rows, at = panel.first * to.groups + g * R + r;
-  const int64_t start = panel.first * to.in + g * R * kGroup + r * 4;
+  const int64_t at = panel.first * to.groups + g * panel.rows + r;
+  int8_t* numbers = to.numbers + at * to.number_bytes();
   if (to.exact) {
     I32 high[4], low[4];
     for (int i = 0; i < 4; i++) {
@@ -74,16 +71,13 @@ void quantize(const F32 (&x)[4], const Activations& to, const Activations::Panel
       low[i] = _mm256_max_epi32(_mm256_sub_epi32(q[i], upper), _mm256_set1_epi32(-127));
       q[i] = _mm256_add_epi32(upper, low[i]);
     }
-    scatter(high, to.high + start, R);
-    scatter(low, to.low + start, R);
+    put(high, numbers);
+    put(low, numbers + kGroup);
   } else {
-    scatter(q, to.high + start, R);
+    put(q, numbers);
   }
   const int32_t first = sum_of(_mm256_add_epi32(q[0], q[1])), sum = first + sum_of(_mm256_add_epi32(q[2], q[3]));
-  to.scale[at] = scale;
-  to.scaled_sum[at] = scale * static_cast<float>(sum);
-  to.minus_sum[at] = -sum;
-  to.minus_first[at] = -first;
+  to.facts[at] = {scale, scale * static_cast<float>(sum), -sum, -first};
 }
 
 F32 exp(F32 x) {  // relative error under 3e-7; results below exp(-80) are not needed

@@ -3,7 +3,6 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
-#include <algorithm>
 #include <cfloat>
 
 #include "gemm_avx512.h"
@@ -39,68 +38,28 @@ float norm_factor(const Input& input, const float* x) {
 // Four groups of a row at a time: one number for each.
 using Four = __m128i;
 
-// lane i of the result = op over the 16 lanes of v[i].
+// lane i of the result = op over the four lanes at [i] of v's quarters.
 template <class Op>
-inline Four reduce(const I32 (&v)[4], Op&& op) {
-  const I32 ab = op(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
-  const I32 cd = op(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
-  const I32 all = op(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-  const I32 two = op(all, _mm512_shuffle_i32x4(all, all, 0xb1));
+INLINE Four over_quarters(I32 v, Op&& op) {
+  const I32 two = op(v, _mm512_shuffle_i32x4(v, v, 0xb1));
   return _mm512_castsi512_si128(op(two, _mm512_shuffle_i32x4(two, two, 0x4e)));
 }
 
-// The same sums, and those of the first 8 lanes alone.
-inline Four sums(const I32 (&v)[4], Four* first) {
-  const I32 ab = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
-  const I32 cd = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
-  const I32 all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-  const I32 two = _mm512_add_epi32(all, _mm512_shuffle_i32x4(all, all, 0xb1));
-  *first = _mm512_castsi512_si128(two);
-  return _mm_add_epi32(*first, _mm512_extracti32x4_epi32(two, 2));
+// lane i of the result = the largest of the 16 lanes of v[i].
+INLINE Four largest(const I32 (&v)[4]) {
+  const I32 ab = _mm512_max_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+  const I32 cd = _mm512_max_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+  const I32 all = _mm512_max_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  return over_quarters(all, [](I32 a, I32 b) { return _mm512_max_epi32(a, b); });
 }
 
-// Four groups of one row: their numbers as bytes, and what belongs to a group.
-struct Quantized {
-  __m256i high[4], low[4];
-  Four scale, scaled_sum, minus_sum, minus_first;
-};
-
-// x[2 * i], x[2 * i + 1]: the 32 values of group i.
-template <bool Exact>
-INLINE void quantize(const F32 (&x)[8], Quantized* to) {
-  // As integers, so that a value that is not a number is the largest: it must reach the scale.
-  I32 bits[4];
-  UNROLL for (int i = 0; i < 4; i++)
-    bits[i] = _mm512_max_epi32(_mm512_castps_si512(_mm512_abs_ps(x[2 * i])), _mm512_castps_si512(_mm512_abs_ps(x[2 * i + 1])));
-  const __m128 top = _mm_castsi128_ps(reduce(bits, [](I32 a, I32 b) { return _mm512_max_epi32(a, b); }));
-  const __m128 limit = _mm_set1_ps(Exact ? kExactTop : kFastTop);
-  const __mmask8 small = _mm_cmp_ps_mask(top, _mm_set1_ps(kSmallest), _CMP_LT_OQ);
-  const __mmask8 usable = _mm_cmp_ps_mask(top, _mm_set1_ps(FLT_MAX), _CMP_LE_OQ) & ~small;
-  const __m128 scale = _mm_mask_div_ps(_mm_setzero_ps(), static_cast<__mmask8>(~small), top, limit);
-  const __m512 inverse = _mm512_castps128_ps512(_mm_maskz_div_ps(usable, limit, top));
-  I32 pairs[4];
-  UNROLL for (int i = 0; i < 4; i++) {
-    // A value that is not finite becomes the integer 0x80000000, whose lower half is zero.
-    const F32 factor = _mm512_permutexvar_ps(_mm512_set1_epi32(i), inverse);
-    const __m256i a = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(x[2 * i], factor)));
-    const __m256i b = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(x[2 * i + 1], factor)));
-    I32 q = _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
-    if constexpr (Exact) {
-      const I32 high = _mm512_srai_epi16(_mm512_add_epi16(q, _mm512_set1_epi16(128)), 8), upper = _mm512_slli_epi16(high, 8);
-      const I32 low = _mm512_max_epi16(_mm512_sub_epi16(q, upper), _mm512_set1_epi16(-127));
-      to->high[i] = _mm512_cvtepi16_epi8(high), to->low[i] = _mm512_cvtepi16_epi8(low);
-      q = _mm512_add_epi16(upper, low);
-    } else {
-      to->high[i] = _mm512_cvtepi16_epi8(q);
-    }
-    pairs[i] = _mm512_madd_epi16(q, _mm512_set1_epi16(1));
-  }
-  Four first;
-  const Four sum = sums(pairs, &first);
-  to->scale = _mm_castps_si128(scale);
-  to->scaled_sum = _mm_castps_si128(_mm_mul_ps(scale, _mm_cvtepi32_ps(sum)));
-  to->minus_sum = _mm_sub_epi32(_mm_setzero_si128(), sum);
-  to->minus_first = _mm_sub_epi32(_mm_setzero_si128(), first);
+// lane i of the result = the sum of the lanes of v[i] that are first, or last, in their pair of pairs.
+INLINE void sums(const I32 (&v)[4], Four* first, Four* last) {
+  const auto add = [](I32 a, I32 b) { return _mm512_add_epi32(a, b); };
+  const I32 ab = _mm512_unpacklo_epi32(v[0], v[1]), cd = _mm512_unpacklo_epi32(v[2], v[3]);
+  const I32 AB = _mm512_unpackhi_epi32(v[0], v[1]), CD = _mm512_unpackhi_epi32(v[2], v[3]);
+  *first = over_quarters(add(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd)), add);
+  *last = over_quarters(add(_mm512_unpacklo_epi64(AB, CD), _mm512_unpackhi_epi64(AB, CD)), add);
 }
 
 INLINE void transpose(Four& a, Four& b, Four& c, Four& d) {
@@ -110,47 +69,54 @@ INLINE void transpose(Four& a, Four& b, Four& c, Four& d) {
   c = _mm_unpacklo_epi64(AB, CD), d = _mm_unpackhi_epi64(AB, CD);
 }
 
-// Up to four rows of a panel with R rows: word j of row r lies at word j * R + r.
-INLINE void store_words(const __m256i& a, const __m256i& b, const __m256i& c, const __m256i& d, int8_t* to, int64_t R, __mmask8 rows) {
-  for (int half = 0; half < 2; half++) {
-    const auto part = [&](const __m256i& v) { return half ? _mm256_extracti128_si256(v, 1) : _mm256_castsi256_si128(v); };
-    Four words[4] = {part(a), part(b), part(c), part(d)};
-    transpose(words[0], words[1], words[2], words[3]);
-    UNROLL for (int j = 0; j < 4; j++) _mm_mask_storeu_epi32(to + (half * 4 + j) * R * 4, rows, words[j]);
-  }
-}
-
-INLINE void store_numbers(Four a, Four b, Four c, Four d, void* to, int64_t R, __mmask8 rows, int64_t groups) {
-  transpose(a, b, c, d);
-  const Four numbers[4] = {a, b, c, d};
-  for (int64_t g = 0; g < groups; g++) _mm_mask_storeu_epi32(static_cast<int32_t*>(to) + g * R, rows, numbers[g]);
-}
-
-// Groups [g, g + count) of rows [r, r + rows) of a panel.
+// x[2 * i], x[2 * i + 1]: the 32 values of group i. The first `count` groups are written, each R groups after the last.
 template <bool Exact>
-void store(const Quantized (&q)[4], const Activations& to, const Activations::Panel& panel, int64_t r, int rows, int64_t g, int64_t count) {
-  const int64_t R = panel.rows, at = panel.first * to.groups + g * R + r;
-  const __mmask8 mask = static_cast<__mmask8>((1 << rows) - 1);
-  for (int64_t i = 0; i < count; i++) {
-    const int64_t byte = panel.first * to.in + (g + i) * R * kGroup + r * 4;
-    if (R == 1) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.high + byte), q[0].high[i]);
-      if constexpr (Exact) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.low + byte), q[0].low[i]);
-      continue;
-    }
-    store_words(q[0].high[i], q[1].high[i], q[2].high[i], q[3].high[i], to.high + byte, R, mask);
-    if constexpr (Exact) store_words(q[0].low[i], q[1].low[i], q[2].low[i], q[3].low[i], to.low + byte, R, mask);
+INLINE void quantize(const F32 (&x)[8], int8_t* numbers, Facts* facts, int64_t R, int64_t count) {
+  // As integers, so that a value that is not a number is the largest: it must reach the scale.
+  I32 bits[4];
+  UNROLL for (int i = 0; i < 4; i++)
+    bits[i] = _mm512_max_epi32(_mm512_castps_si512(_mm512_abs_ps(x[2 * i])), _mm512_castps_si512(_mm512_abs_ps(x[2 * i + 1])));
+  const __m128 top = _mm_castsi128_ps(largest(bits)), limit = _mm_set1_ps(Exact ? kExactTop : kFastTop);
+  const __mmask8 small = _mm_cmp_ps_mask(top, _mm_set1_ps(kSmallest), _CMP_LT_OQ);
+  const __mmask8 usable = _mm_cmp_ps_mask(top, _mm_set1_ps(FLT_MAX), _CMP_LE_OQ) & ~small;
+  const __m128 scale = _mm_maskz_div_ps(static_cast<__mmask8>(~small), top, limit);
+  const F32 inverse = _mm512_castps128_ps512(_mm_maskz_div_ps(usable, limit, top));
+  I32 q[4];
+  UNROLL for (int i = 0; i < 4; i++) {
+    const F32 factor = _mm512_permutexvar_ps(_mm512_set1_epi32(i), inverse);
+    const auto rounded = [&](F32 v) { return _mm512_cvtps_epi32(_mm512_mul_ps(v, factor)); };
+    q[i] = _mm512_packs_epi32(rounded(x[2 * i]), rounded(x[2 * i + 1]));  // in each quarter: 4 inputs of 0-15, 4 of 16-31
   }
-  store_numbers(q[0].scale, q[1].scale, q[2].scale, q[3].scale, to.scale + at, R, mask, count);
-  store_numbers(q[0].scaled_sum, q[1].scaled_sum, q[2].scaled_sum, q[3].scaled_sum, to.scaled_sum + at, R, mask, count);
-  store_numbers(q[0].minus_sum, q[1].minus_sum, q[2].minus_sum, q[3].minus_sum, to.minus_sum + at, R, mask, count);
-  store_numbers(q[0].minus_first, q[1].minus_first, q[2].minus_first, q[3].minus_first, to.minus_first + at, R, mask, count);
+  // Bytes are packed by quarters again: these put the words of four inputs in order.
+  const I32 order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  if constexpr (Exact) {
+    UNROLL for (int i = 0; i < 4; i++) {
+      const I32 high = _mm512_srai_epi16(_mm512_add_epi16(q[i], _mm512_set1_epi16(128)), 8), upper = _mm512_slli_epi16(high, 8);
+      const I32 low = _mm512_max_epi16(_mm512_sub_epi16(q[i], upper), _mm512_set1_epi16(-127));
+      q[i] = _mm512_add_epi16(upper, low);
+      if (i < count) _mm512_storeu_si512(numbers + i * R * 64, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(high, low)));
+    }
+  } else {
+    UNROLL for (int i = 0; i < 4; i += 2) {
+      const I32 both = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(q[i], q[i + 1]));
+      if (i < count) _mm256_storeu_si256(reinterpret_cast<__m256i*>(numbers + i * R * 32), _mm512_castsi512_si256(both));
+      if (i + 1 < count) _mm256_storeu_si256(reinterpret_cast<__m256i*>(numbers + (i + 1) * R * 32), _mm512_extracti64x4_epi64(both, 1));
+    }
+  }
+  UNROLL for (int i = 0; i < 4; i++) q[i] = _mm512_madd_epi16(q[i], _mm512_set1_epi16(1));
+  Four first, last;
+  sums(q, &first, &last);
+  const Four sum = _mm_add_epi32(first, last), zero = _mm_setzero_si128();
+  Four group[4] = {_mm_castps_si128(scale), _mm_castps_si128(_mm_mul_ps(scale, _mm_cvtepi32_ps(sum))), _mm_sub_epi32(zero, sum),
+                   _mm_sub_epi32(zero, first)};
+  transpose(group[0], group[1], group[2], group[3]);
+  UNROLL for (int i = 0; i < 4; i++)
+    if (i < count) _mm_storeu_si128(reinterpret_cast<Four*>(facts + i * R), group[i]);
 }
 
 // A row of the input, normed as it is read.
 class Row {
  public:
-  Row() = default;
   Row(const Input& input, int64_t row)
       : x_(input.x + row * input.in), norm_(input.norm), in_(input.in), factor_(norm_ ? norm_factor(input, x_) : 1.0f), offset_(input.norm_offset) {}
 
@@ -169,26 +135,25 @@ class Row {
     return _mm512_mul_ps(_mm512_mul_ps(v, _mm512_set1_ps(factor_)), _mm512_add_ps(norm, _mm512_set1_ps(offset_)));
   }
 
-  const float *x_ = nullptr, *norm_ = nullptr;
-  int64_t in_ = 0;
-  float factor_ = 1, offset_ = 0;
+  const float *x_, *norm_;
+  int64_t in_;
+  float factor_, offset_;
 };
 
 template <bool Exact>
-void quantize_rows(const Row* x, const Activations& to, const Activations::Panel& panel, int64_t r, int rows) {
-  Quantized q[4];
-  for (int64_t g = 0; g < to.groups; g += 4) {
-    const bool whole = g + 4 <= to.groups;
-    for (int i = 0; i < rows; i++) {
-      F32 values[8];
-      if (whole)
-        UNROLL for (int j = 0; j < 8; j++) values[j] = x[i].at(g * kGroup + 16 * j);
-      else
-        UNROLL for (int j = 0; j < 8; j++) values[j] = x[i].end(g * kGroup + 16 * j);
-      quantize<Exact>(values, &q[i]);
-    }
-    store<Exact>(q, to, panel, r, rows, g, whole ? 4 : to.groups - g);
+void quantize_row(const Row& x, const Activations& to, const Activations::Panel& panel, int64_t r) {
+  const int64_t R = panel.rows;
+  Facts* facts = to.facts + panel.first * to.groups + r;
+  int8_t* numbers = to.numbers + (panel.first * to.groups + r) * to.number_bytes();
+  F32 values[8];
+  int64_t g = 0;
+  for (; g + 4 <= to.groups; g += 4) {
+    UNROLL for (int j = 0; j < 8; j++) values[j] = x.at(g * kGroup + 16 * j);
+    quantize<Exact>(values, numbers + g * R * to.number_bytes(), facts + g * R, R, 4);
   }
+  if (g == to.groups) return;
+  UNROLL for (int j = 0; j < 8; j++) values[j] = x.end(g * kGroup + 16 * j);
+  quantize<Exact>(values, numbers + g * R * to.number_bytes(), facts + g * R, R, to.groups - g);
 }
 
 inline F32 exp(F32 x) {  // relative error under 3e-7; results below exp(-80) are not needed
@@ -205,22 +170,19 @@ inline F32 exp(F32 x) {  // relative error under 3e-7; results below exp(-80) ar
 }  // namespace
 
 void prepare_avx512(const Input& input, const Activations& to, int64_t first, int64_t last) {
-  while (first < last) {
-    const Activations::Panel panel = to.panel_of(first);
-    const int64_t r = first - panel.first, left = std::min(last, panel.first + panel.rows) - first;
-    const int rows = static_cast<int>(std::min<int64_t>(4, left));
-    Row x[4];
-    for (int i = 0; i < rows; i++) x[i] = Row(input, first + i);
-    for (int i = 0; to.plain && i < rows; i++) {
-      float* values = to.values + panel.first * to.in + r + i;
+  for (int64_t row = first; row < last; row++) {
+    const Activations::Panel panel = to.panel_of(row);
+    const int64_t r = row - panel.first;
+    const Row x(input, row);
+    if (to.plain) {
+      float* values = to.values + panel.first * to.in + r;
       for (int64_t k = 0; k < input.in; k += 16) {
         alignas(64) float part[16];
-        _mm512_store_ps(part, x[i].end(k));
+        _mm512_store_ps(part, x.end(k));
         for (int64_t j = 0; j < 16 && k + j < input.in; j++) values[(k + j) * panel.rows] = part[j];
       }
     }
-    if (to.quantized) (to.exact ? quantize_rows<true> : quantize_rows<false>)(x, to, panel, r, rows);
-    first += rows;
+    if (to.quantized) (to.exact ? quantize_row<true> : quantize_row<false>)(x, to, panel, r);
   }
 }
 
