@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from slipstream.bench.options import AccuracyOptions, ServeOptions
+from slipstream.bench.peers.options import PeersOptions
 
 bench = App(name="bench", default_parameter=Parameter(consume_multiple=True))
 
@@ -48,3 +49,17 @@ def accuracy(
     with StageBars() as bars:
         path = resolve(model, progress=bars)
         run(open_checkpoint(path), options, console=out(), progress=bars)
+
+
+@bench.command
+def peers(*, options: Annotated[PeersOptions, Parameter(name="*")] = PeersOptions()) -> int:
+    """Measure Slipstream beside other engines on this machine's CPU: tables, a report and a plot.
+
+    Each peer is installed in an environment of its own, under the user's cache folder, at the first call. The exit code
+    is 1 if Slipstream itself failed somewhere; a peer that fails is in the tables with its reason.
+    """
+    from slipstream.bench.peers.comparing import run
+    from slipstream.cli.console import err, out
+
+    report = run(options, console=out(), progress=err())
+    return 1 if any(name.startswith("slipstream-") for _, _, name in report.results.errors) else 0

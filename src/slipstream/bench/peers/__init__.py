@@ -1,0 +1,1 @@
+"""`slipstream bench peers`: Slipstream beside other engines on this machine's CPU, all in one run."""

