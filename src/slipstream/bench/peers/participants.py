@@ -72,7 +72,7 @@ def _llama(form: str, name: str, model: str) -> Participant:
 
 PARTICIPANTS = (
     *(_slipstream(precision, http) for http in (False, True) for precision in PRECISIONS),
-    Participant("openvino", "OpenVINO GenAI Q4_1", "openvino", "gguf", ("smollm2",), "openvino"),
+    Participant("openvino", "OpenVINO Q4_1", "openvino", "gguf", ("smollm2",), "openvino"),
     _llama("gguf", "q4_1", "smollm2"),
     _llama("q4_0", "q4_0", "smollm2"),
     _llama("q8_0", "q8_0", "smollm2"),

@@ -125,11 +125,11 @@ class Process:
     def end(self) -> None:
         """End it and all under it, if they are still there. May be called again."""
         if self._process.poll() is None:
+            tree = self._tree()  # now: children of a driver that has ended are nobody's
             self.resume()
             assert self._process.stdin is not None
             with suppress(OSError):
                 self._process.stdin.close()
-            tree = self._tree()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE)
             for pid in tree:

@@ -23,6 +23,8 @@ SCHEMA = "slipstream.bench.peers/1"
 BEGIN, END = "<!-- peers -->", "<!-- /peers -->"
 """Between these markers `write_docs` puts its section."""
 
+_WIDE = 240
+
 LABELS = {participant.name: participant.label for participant in PARTICIPANTS}
 
 
@@ -116,7 +118,7 @@ def grid(rows: list[Comparison]) -> tuple[list[str], list[list[str]]]:
         first = next(iter(of.values()))
         lines.append(
             [
-                first.kind.about,
+                workload,
                 first.kind.metric,
                 *(_ours(of.get(precision)) for precision in precisions),
                 *(_value(first, name) for name in peers),
@@ -164,7 +166,8 @@ def print_report(report: Report, console: Console) -> None:
             table.add_column(name, justify="right" if index > 1 else "left", overflow="fold")
         for line in lines:
             table.add_row(*line)
-        console.print(table)
+        # In a pipe there is no width to keep to.
+        console.print(table, width=None if console.is_terminal else _WIDE, crop=False)
     for note in notes(report):
         console.print(f"- {note}", markup=False, highlight=False)
 
