@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,7 +51,7 @@ def run(
     output = options.json or Path(f"bench-peers-{started:%Y%m%d-%H%M%S}.json")
     picture = options.plot or output.with_suffix(".png")
     _check(options, output, picture)
-    with Bar(progress or Console(stderr=True), options.rounds * len(options.model_names)) as bar:
+    with _ended_by_terminate(), Bar(progress or Console(stderr=True), options.rounds * len(options.model_names)) as bar:
         results = measure(options, bar, participants=participants, launcher=launcher, bandwidth=bandwidth)
     with pinned(options.threads) as cpus:
         report = Report(
@@ -68,6 +70,20 @@ def run(
     print_report(report, console)
     console.print(f"Report: {output}\nPlot: {picture}", markup=False, highlight=False)
     return report
+
+
+@contextmanager
+def _ended_by_terminate() -> Iterator[None]:
+    """SIGTERM unwinds, as control-C does: participants that are stopped in their tracks would outlive this process."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check(options: PeersOptions, output: Path, picture: Path) -> None:

@@ -17,7 +17,7 @@ from slipstream.bench.client import send
 from slipstream.bench.rows import Row
 from slipstream.bench.workload import Planned
 
-from .protocol import Clock, Prompts
+from .protocol import Clock, Prompts, end_with_parent
 
 _START_TIMEOUT = 300.0
 
@@ -34,7 +34,9 @@ class Served:
         self._url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "slipstream", "serve", self._model, "--port", str(port)]
         self._server = subprocess.Popen(
-            [*command, "--cpu-precision", settings["cpu_precision"]], stdin=subprocess.DEVNULL
+            [*command, "--cpu-precision", settings["cpu_precision"]],
+            stdin=subprocess.DEVNULL,
+            preexec_fn=end_with_parent,
         )
         deadline = time.monotonic() + _START_TIMEOUT
         while not self._ready():

@@ -8,8 +8,10 @@ each of its n tokens came, counted from the moment when all prompts were handed 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +21,7 @@ from typing import Any, Protocol
 Prompts = list[list[int]]
 Times = list[list[float]]
 _WARM_TOKENS = 16
+_PR_SET_PDEATHSIG = 1
 
 
 class Participant(Protocol):
@@ -87,8 +90,15 @@ def serve(load: Callable[[dict[str, Any]], Participant], settings: dict[str, Any
             say({"times": run(participant, command["prompts"], command["tokens"])})
         except Exception as error:
             say({"error": reason(error)})
+    if os.getpgrp() == os.getpid():  # as it was started: the processes that libraries began go with it
+        os.killpg(0, signal.SIGKILL)
     # Not by the interpreter's way out: some libraries wait there for threads that never end.
     os._exit(0)
+
+
+def end_with_parent() -> None:
+    """Has this process killed when its parent ends, even if it is stopped then. Linux only (prctl)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def reason(error: BaseException) -> str:

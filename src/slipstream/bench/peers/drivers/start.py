@@ -25,8 +25,9 @@ def main() -> int:
     package = importlib.util.module_from_spec(spec)
     sys.modules[_NAME] = package
     spec.loader.exec_module(package)
-    driver = importlib.import_module(f"{_NAME}.{sys.argv[1]}")
     protocol = importlib.import_module(f"{_NAME}.protocol")
+    protocol.end_with_parent()
+    driver = importlib.import_module(f"{_NAME}.{sys.argv[1]}")
     return int(protocol.serve(driver.load, json.loads(sys.argv[2])))
 
 
