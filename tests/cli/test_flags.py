@@ -15,7 +15,7 @@ import pytest
 from cyclopts import App
 
 import slipstream
-from slipstream.bench.options import AccuracyOptions
+from slipstream.bench.options import AccuracyOptions, PoolOptions
 from slipstream.bench.options import ServeOptions as BenchServeOptions
 from slipstream.cli.chat import ChatOptions
 from slipstream.cli.env import EnvOptions
@@ -33,6 +33,7 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "models": (ModelsOptions,),
     "bench accuracy": (AccuracyOptions,),
     "bench serve": (BenchServeOptions,),
+    "bench pool": (PoolOptions,),
 }
 HOLDERS = {"self", "config", "_config", "options", "_options", "engine", "server", "settings", "engine_config"}
 """Names under which code holds settings: `config.port` reads the field `port`."""

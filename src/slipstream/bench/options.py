@@ -185,3 +185,29 @@ class AccuracyOptions:
     kv_dtype: tuple[DType, ...] = ("auto",)
     text: Path | None = None
     json: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions:
+    """Settings of `slipstream bench pool`.
+
+    Parameters
+    ----------
+    threads
+        Threads to compare with one alone. None: as many as the process may use.
+    rounds
+        How often each setting is measured; the median counts.
+    seconds
+        How long each of these measurements takes.
+    """
+
+    threads: int | None = None
+    rounds: int = 7
+    seconds: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work. Raises ConfigError."""
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads must be at least 1, got {self.threads}")
+        if self.rounds < 1 or self.seconds <= 0:
+            raise ConfigError(f"rounds and seconds must be over 0, got {self.rounds} and {self.seconds}")

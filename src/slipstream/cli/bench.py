@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from slipstream.bench.options import AccuracyOptions, ServeOptions
+from slipstream.bench.options import AccuracyOptions, PoolOptions, ServeOptions
 from slipstream.bench.peers.options import PeersOptions
 
 bench = App(name="bench", default_parameter=Parameter(consume_multiple=True))
@@ -63,3 +63,13 @@ def peers(*, options: Annotated[PeersOptions, Parameter(name="*")] = PeersOption
 
     report = run(options, console=out(), progress=err())
     return 1 if any(name.startswith("slipstream-") for _, _, name in report.results.errors) else 0
+
+
+@bench.command
+def pool(*, options: Annotated[PoolOptions, Parameter(name="*")] = PoolOptions()) -> int:
+    """Time a decode step's products on one thread and on several, alone and beside a process that takes a processor."""
+    from slipstream.bench.pool import run
+    from slipstream.cli.console import out
+
+    run(options, console=out())
+    return 0

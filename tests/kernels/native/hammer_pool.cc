@@ -1,8 +1,10 @@
 // Hammers the thread pool from all sides, to be run under the thread sanitizer: scripts/sanitize builds and runs it.
 // `hammer_pool planted` commits a race instead, which proves that the sanitizer is watching.
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -66,6 +68,26 @@ void forks(int repeats) {
   }
 }
 
+// Processes that take processors, so that threads of the pool stop inside of chunks and are moved.
+void beside_neighbours(int count) {
+  std::vector<pid_t> neighbours;
+  for (int i = 0; i < count; ++i) {
+    const pid_t child = fork();
+    if (child == 0)
+      for (volatile int forever = 0;;) forever = forever + 1;
+    require(child > 0, "fork failed");
+    neighbours.push_back(child);
+  }
+  for (const int threads : {2, 4}) {
+    slipstream::set_threads(threads);
+    regions(150, 7, 100000);
+  }
+  for (const pid_t child : neighbours) {
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+  }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -76,6 +98,7 @@ int main(int count, char** arguments) {
     return 0;
   }
   forks(5);  // before any other thread is there: a child has only the thread that forked
+  beside_neighbours(2);
   std::vector<std::thread> callers;
   for (int i = 0; i < 3; ++i) {
     callers.emplace_back([] {

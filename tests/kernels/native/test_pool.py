@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -68,6 +70,21 @@ def test_helpers_that_slept_still_work() -> None:
     for _ in range(20):
         threading.Event().wait(0.002)  # longer than a helper spins
         count(16, 2000, 1)
+
+
+def test_beside_busy_neighbours_each_chunk_is_called_once_and_the_caller_may_run_where_it_could() -> None:
+    allowed = os.sched_getaffinity(0)
+    program = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+    busy = [subprocess.Popen([sys.executable, "-S", "-c", program, str(processor)]) for processor in allowed]
+    try:
+        for threads in (2, 5):
+            native.slipstream_set_threads(threads)
+            count(6, 400_000, 100)  # long enough for a neighbour to get its turn inside of chunks
+            assert os.sched_getaffinity(0) == allowed
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")

@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include "entry.h"
+#include "thread_place.h"
 
 #include <algorithm>
 #include <atomic>
@@ -13,13 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include <pthread.h>
 #include <signal.h>
-#if defined(__linux__)
-#include <sched.h>
-#include <sys/resource.h>
-#include <unistd.h>
-#endif
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -33,11 +28,12 @@ using std::chrono::microseconds;
 // A helper spins this long for the next region. Regions of one step follow each other within microseconds; between steps
 // a helper should sleep, and so leave the processor to whoever wants it.
 constexpr microseconds kHelperSpin{60};
-// The caller spins this long for chunks that helpers still work at, then sleeps: the helper may need its processor.
-constexpr microseconds kCallerSpin{30};
-// How long to work alone after a helper has lost its processor. Doubled each time that happens again, and shortened slowly by
-// regions that went well: beside a busy neighbour most do, but the few that wait for a whole time slice cost more.
-constexpr microseconds kFirstAlone{2000}, kLongestAlone{200000};
+// After this long without a word from a thread whose chunk is the last, its clock is read, and once more after kProof:
+// if it has stood still, a neighbour has the thread's processor, perhaps for milliseconds.
+constexpr microseconds kPatience{20}, kProof{15};
+constexpr int64_t kStoodStill = 2000;  // nanoseconds
+// How long a caller sleeps for helpers that it has given its processor, before it looks again.
+constexpr microseconds kCallerSleep{5000};
 
 inline void pause() {
 #if defined(__SSE2__)
@@ -51,10 +47,15 @@ inline void pause() {
 class FlushDenormals {
  public:
 #if defined(__SSE2__)
-  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(before_); }
+  FlushDenormals() : before_(_mm_getcsr()) {
+    if ((before_ & kFlush) != kFlush) _mm_setcsr(before_ | kFlush);
+  }
+  ~FlushDenormals() {
+    if ((before_ & kFlush) != kFlush) _mm_setcsr(before_);
+  }
 
  private:
+  static constexpr unsigned kFlush = 0x8040;
   unsigned before_;
 #elif defined(__aarch64__)
   FlushDenormals() {
@@ -71,6 +72,10 @@ class FlushDenormals {
 // Returns whether `done` became true within `limit`.
 template <class Done>
 bool spin(microseconds limit, Done&& done) {
+  for (int i = 0; i < 16; ++i) {
+    if (done()) return true;
+    pause();
+  }
   const Clock::time_point end = Clock::now() + limit;
   do {
     for (int i = 0; i < 16; ++i) {
@@ -81,14 +86,15 @@ bool spin(microseconds limit, Done&& done) {
   return false;
 }
 
-// How often this thread was taken off its processor against its will.
-long preemptions() {
-#if defined(__linux__)
-  rusage usage;
-  if (getrusage(RUSAGE_THREAD, &usage) == 0) return usage.ru_nivcsw;
-#endif
-  return 0;
-}
+struct alignas(64) Helper {
+  std::thread thread;
+  clockid_t clock = CLOCK_MONOTONIC;  // of processor time; set by the caller that starts the helper
+  int64_t clock_before = 0;           // the caller's note
+  std::atomic<int> processor{-1};     // where it was when it went to sleep
+  std::atomic<bool> working{false};   // at chunks
+  std::atomic<bool> asleep{false};
+  std::atomic<bool> moved{false};     // a caller has confined it to the caller's processor
+};
 
 class Pool {
  public:
@@ -108,116 +114,176 @@ class Pool {
       for (int64_t chunk = 0; chunk < chunks; ++chunk) fn(context, chunk);
       return;
     }
-    if (Clock::now() < alone_until_) {
-      busy_.store(false, std::memory_order_release);
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) fn(context, chunk);
-      return;
-    }
     if (!started_) start();
     fn_ = fn;
     context_ = context;
     chunks_ = chunks;
+    caller_ = pthread_self();
+    caller_clock_.store(processor_clock(caller_), std::memory_order_relaxed);
     next_.store(0, std::memory_order_relaxed);
     const uint64_t generation = (state_.load(std::memory_order_relaxed) >> 32) + 1;
     state_.store(generation << 32 | kOpen);
-    wake(chunks - 1);
+    if (sleepers_.load() != 0) wake(chunks - 1);
     work();
     if (state_.fetch_and(~kOpen) & kHelpers) await_helpers();
+    if (moving_.load() != kNobody) settle();
     busy_.store(false, std::memory_order_release);
   }
 
  private:
   // state_: generation (32 bits), whether helpers may still join, how many have joined and not left.
   static constexpr uint64_t kOpen = 1u << 31, kHelpers = kOpen - 1;
+  // moving_: whether a helper is moving the caller, or has done so.
+  static constexpr int kNobody = 0, kBeingMoved = 1, kMoved = 2;
 
   void work() {
     for (int64_t chunk; (chunk = next_.fetch_add(1, std::memory_order_relaxed)) < chunks_;) fn_(context_, chunk);
   }
 
-  // Pairs with sleep(): either the caller sees the sleeper, or the sleeper sees the open state.
+  // Pairs with helper()'s sleep: either the caller sees the sleeper, or the sleeper sees the open state.
   void wake(int64_t wanted) {
-    const int sleepers = sleepers_.load();
-    if (sleepers == 0) return;
     { std::lock_guard<std::mutex> lock(mutex_); }
-    if (wanted >= sleepers) {
+    // A helper wakes up where it was, even if the caller has that processor by now: each would stop the other.
+    const int here = processor_here();
+    for (const auto& helper : helpers_) {
+      if (helper->asleep.load(std::memory_order_relaxed) && helper->processor.load(std::memory_order_relaxed) == here) {
+        place_elsewhere(helper->thread.native_handle(), here);
+        helper->processor.store(-1, std::memory_order_relaxed);
+      }
+    }
+    if (wanted >= sleepers_.load(std::memory_order_relaxed)) {
       work_there_.notify_all();
     } else {
       for (int64_t i = 0; i < wanted; ++i) work_there_.notify_one();
     }
   }
 
+  // Lets a helper run on any processor but `here`, if there is one for every thread.
+  void place_elsewhere(pthread_t helper, int here) {
+    confine(helper, threads() <= count(allowed_) ? without(allowed_, here) : allowed_);
+  }
+
+  // The caller has no chunk left. A helper that has one, but whose processor a neighbour has taken, gets the caller's: it
+  // then needs as long as its chunk does, and not until the neighbour's time is over.
   void await_helpers() {
     const auto left = [this] { return (state_.load() & kHelpers) == 0; };
-    if (spin(kCallerSpin, left)) {
-      alone_for_ = std::max(kFirstAlone, alone_for_ - alone_for_ / 64);
-      return;
-    }
-    {
+    if (spin(kPatience, left)) return;
+    for (;;) {
+      for (const auto& helper : helpers_) helper->clock_before = nanoseconds(helper->clock);
+      if (spin(kProof, left)) return;
+      bool moved = false;
+      const int here = processor_here();
+      for (const auto& helper : helpers_) {
+        if (!helper->working.load() || nanoseconds(helper->clock) - helper->clock_before > kStoodStill) continue;
+        if (!contains(allowed_, here) || !confine(helper->thread.native_handle(), only(here))) continue;
+        helper->moved.store(true);
+        moved = true;
+      }
+      if (!moved) continue;
       std::unique_lock<std::mutex> lock(mutex_);
-      lost_processor_ = false;
       caller_sleeps_.store(true);
-      helpers_left_.wait(lock, left);
+      // (By the system's clock: the thread sanitizer does not know the other way of waiting.)
+      const bool done = helpers_left_.wait_until(lock, std::chrono::system_clock::now() + kCallerSleep, left);
       caller_sleeps_.store(false);
-    }
-    // A long wait alone proves nothing, chunks may be long; a helper that was preempted meanwhile does.
-    if (lost_processor_) {
-      alone_until_ = Clock::now() + alone_for_;
-      alone_for_ = std::min(alone_for_ * 2, kLongestAlone);
+      if (done) return;
     }
   }
 
-  void help(long* preempted) {
+  // The same the other way round: the helper has found no chunk left, and the caller does not return. If its processor is
+  // taken, it gets the helper's.
+  void rescue_caller(uint64_t seen) {
+    const auto over = [&] { return state_.load() != (seen << 32 | kOpen); };  // other helpers are at work, or it is closed
+    const clockid_t clock = caller_clock_.load(std::memory_order_relaxed);
+    const int64_t before = nanoseconds(clock);
+    if (spin(kProof, over) || nanoseconds(clock) - before > kStoodStill) return;
+    int nobody = kNobody;
+    if (!moving_.compare_exchange_strong(nobody, kBeingMoved)) return;
+    // From here on the caller cannot leave this region, if it has not yet.
+    const int here = processor_here();
+    const bool possible = !over() && processors_of(caller_, &caller_processors_) && contains(caller_processors_, here);
+    if (!possible || !confine(caller_, only(here))) {
+      moving_.store(kNobody);
+      return;
+    }
+    moving_.store(kMoved);
+    place_elsewhere(pthread_self(), here);
+  }
+
+  // The caller was moved: from now on it may run again wherever it could.
+  void settle() {
+    int how;
+    while ((how = moving_.load()) == kBeingMoved) std::this_thread::yield();
+    if (how == kMoved) confine(caller_, caller_processors_);
+    moving_.store(kNobody);
+  }
+
+  void help(Helper& me) {
+    me.working.store(true, std::memory_order_relaxed);
     work();
+    me.working.store(false, std::memory_order_relaxed);
     const uint64_t before = state_.fetch_sub(1);
     if ((before & (kOpen | kHelpers)) != 1 || !caller_sleeps_.load()) return;
-    const long now = preemptions();
     std::lock_guard<std::mutex> lock(mutex_);
-    lost_processor_ |= now > *preempted;
-    *preempted = now;
     helpers_left_.notify_one();
   }
 
-  void helper() {
+  void helper(Helper& me) {
     const FlushDenormals flush;
     uint64_t seen = 0;  // the generation this helper has worked at: it joins each at most once
-    long preempted = preemptions();
     const auto wanted = [&] {
       const uint64_t state = state_.load();
-      return ((state & kOpen) && (state >> 32) != seen) || stop_.load();
+      return ((state & kOpen) && (state >> 32) != seen) || me.moved.load(std::memory_order_relaxed) || stop_.load();
     };
     for (;;) {
-      if (!spin(kHelperSpin, wanted)) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        sleepers_.fetch_add(1);
-        work_there_.wait(lock, wanted);
-        sleepers_.fetch_sub(1);
-        preempted = preemptions();
+      if (!spin(kPatience, wanted)) {
+        if (state_.load() == (seen << 32 | kOpen)) rescue_caller(seen);
+        if (!spin(kHelperSpin - kPatience, wanted)) sleep(me, wanted);
       }
       if (stop_.load()) return;
+      if (me.moved.load(std::memory_order_relaxed)) {
+        me.moved.store(false);
+        place_elsewhere(pthread_self(), processor_here());
+      }
       uint64_t state = state_.load();
       if ((state & kOpen) && (state >> 32) != seen && state_.compare_exchange_strong(state, state + 1)) {
         seen = state >> 32;
-        help(&preempted);
+        help(me);
       }
     }
+  }
+
+  template <class Wanted>
+  void sleep(Helper& me, Wanted&& wanted) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    me.processor.store(processor_here(), std::memory_order_relaxed);
+    me.asleep.store(true, std::memory_order_relaxed);
+    sleepers_.fetch_add(1);
+    work_there_.wait(lock, wanted);
+    sleepers_.fetch_sub(1);
+    me.asleep.store(false, std::memory_order_relaxed);
   }
 
   void start() {
     started_ = true;
+    // Not those of the thread that happened to call first.
+    if (!processors_of_process(&allowed_)) processors_of(pthread_self(), &allowed_);
     // Signals belong to the threads of the program, Python's above all.
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     try {
       for (int i = 1; i < threads(); ++i) {
-        helpers_.emplace_back([this] {
+        auto helper = std::make_unique<Helper>();
+        Helper* const me = helper.get();
+        me->thread = std::thread([this, me] {
+          confine(pthread_self(), allowed_);
 #if defined(__linux__)
-          cpu_set_t allowed;  // the process's, not those of the thread that happened to call first
-          if (sched_getaffinity(getpid(), sizeof allowed, &allowed) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
           pthread_setname_np(pthread_self(), "slipstream");
 #endif
-          helper();
+          this->helper(*me);
         });
+        me->clock = processor_clock(me->thread.native_handle());
+        helpers_.push_back(std::move(helper));
       }
     } catch (const std::system_error&) {
       // The system grants no more threads: those that exist do the work.
@@ -231,29 +297,32 @@ class Pool {
       stop_.store(true);
     }
     work_there_.notify_all();
-    for (std::thread& thread : helpers_) thread.join();
+    for (const auto& helper : helpers_) helper->thread.join();
     helpers_.clear();
     stop_.store(false);
     started_ = false;
   }
 
   alignas(64) std::atomic<uint64_t> state_{0};
-  alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<bool> busy_{false};  // whoever set it owns what follows
-  std::atomic<int> threads_;
+  // Written by the caller, who has busy_, before it opens state_; a helper that has joined may read.
   ChunkFunction fn_ = nullptr;
   void* context_ = nullptr;
   int64_t chunks_ = 0;
+  std::atomic<int64_t> next_{0};
+  pthread_t caller_{};
+
+  alignas(64) std::atomic<bool> busy_{false};
+  std::atomic<int> threads_;
+  std::atomic<int> sleepers_{0};
+  std::atomic<int> moving_{kNobody};
+  std::atomic<clockid_t> caller_clock_{CLOCK_MONOTONIC};
   bool started_ = false;
-  Clock::time_point alone_until_{};
-  microseconds alone_for_ = kFirstAlone;
-  std::vector<std::thread> helpers_;
+  std::vector<std::unique_ptr<Helper>> helpers_;
+  Processors allowed_{}, caller_processors_{};
 
   alignas(64) std::mutex mutex_;
   std::condition_variable work_there_, helpers_left_;
-  std::atomic<int> sleepers_{0};
   std::atomic<bool> caller_sleeps_{false}, stop_{false};
-  bool lost_processor_ = false;
 };
 
 int first_threads() {

@@ -10,7 +10,8 @@
 //   chunks alone on its own thread.
 // - Denormals are flushed to zero inside chunks, on the caller's thread as well; its mode is restored afterwards.
 // - After fork() the child has a pool of its own. (Forking inside a chunk is not supported.)
-// - Beside a busy process the pool notices that its helpers lose their processor and works alone for a while.
+// - Beside a busy process: a thread that loses its processor inside a chunk, when the others have none left, is moved to the
+//   processor of one that waits for it. Linux only. (The caller's mask of processors is narrowed while that lasts.)
 // Chunks must not throw.
 #pragma once
 
