@@ -38,11 +38,15 @@ constexpr int64_t kPreparedAlone = 6144;
 struct Call {
   Call(const Input& input, bool exact) : input(input), exact(exact) {}
   void reads(const Weight& w) { (is_float(w.kind) ? plain : quantized) = true; }
+  void writes(const float* y, int64_t out) {
+    in_place |= y < input.x + input.rows * input.in && input.x < y + input.rows * out;
+  }
 
   const Kernels& kernels = slipstream::kernels();
   const Input& input;
   const bool exact;
   bool quantized = false, plain = false;
+  bool in_place = false;                // some result lies where the rows do
   uint64_t id = 0;                      // of this call alone
   const Activations* shared = nullptr;  // null: each thread prepares its own
 };
@@ -105,10 +109,21 @@ class Pieces {
 };
 thread_local std::vector<int64_t> Pieces::memory_;
 
-void fetch(const Weight& w, int64_t panel) {
-  const uint8_t* from = w.panel(panel);
-  const int64_t bytes = std::min<int64_t>(kFetchAhead, w.data + w.bytes() - from);
+// Inlined by force: GCC takes a function that only prefetches for one that does nothing, and drops its calls.
+inline __attribute__((always_inline)) void fetch_lines(const uint8_t* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
+// The first groups of a panel. The rest follows by itself, and more at once would keep them waiting.
+inline __attribute__((always_inline)) void fetch(const Weight& w, int64_t panel) {
+  constexpr int64_t bytes = 2048;
+  const uint8_t* from = w.panel(panel);
+  if (is_float(w.kind)) return fetch_lines(from, bytes);
+  const Format& f = format(w.kind);
+  const int64_t groups = std::min(w.groups, bytes / (f.low + f.high + f.scales));
+  fetch_lines(from, groups * f.low);
+  fetch_lines(from + w.high, groups * f.high);
+  fetch_lines(from + w.scales, groups * f.scales);
 }
 
 // Prepares the rows and calls fn(rows, panel, first row panel, last row panel) for all of `panels` x the row panels;
@@ -117,7 +132,7 @@ template <class Begin, class F>
 void for_panels(Call call, int64_t panels, size_t panel_bytes, Begin&& begin, F&& fn) {
   static std::atomic<uint64_t> calls{0};
   Activations together;
-  if (call.input.rows * call.input.in <= kPreparedAlone) {
+  if (call.input.rows * call.input.in <= kPreparedAlone && !call.in_place) {
     call.id = ++calls;
   } else {
     together = prepare_together(call);
@@ -157,6 +172,7 @@ void multiply(const Input& input, bool exact, const Product* products, int count
   int64_t panels = 0;
   for (int i = 0; i < count; i++) {
     call.reads(products[i].weight);
+    call.writes(products[i].y, products[i].weight.out);
     panels += products[i].weight.panels;
   }
   const auto find = [&](int64_t* panel) {
@@ -182,7 +198,7 @@ void multiply(const Input& input, bool exact, const Product* products, int count
 void multiply_gated(const Input& input, bool exact, Gate gate, const Weight& g, const Weight& u, float* y) {
   if (!input.rows) return;
   Call call(input, exact);
-  call.reads(g), call.reads(u);
+  call.reads(g), call.reads(u), call.writes(y, g.out);
   const auto begin = [&](int64_t panel) { fetch(g, panel), fetch(u, panel); };
   for_panels(call, g.panels, g.panel_bytes + u.panel_bytes, begin, [&](const Activations& a, int64_t panel, int64_t first, int64_t last) {
     const int64_t row = a.panel(first).first, end = last == a.panels ? a.rows : a.panel(last).first;

@@ -83,9 +83,6 @@ struct Kernels {
   void (*gate)(Gate gate, float* g, const float* u, int64_t n);
 };
 
-// How far ahead of its use a weight is fetched. Whoever begins to read one fetches as much of it at once.
-constexpr int64_t kFetchAhead = 8192;
-
 inline size_t unpack_bytes(const Weight& w) { return w.groups * kUnpackedGroupBytes; }
 
 // Each 16-bit q as two 8-bit numbers. -128 becomes -127, one step of 32512 off: then a product of two bytes with any

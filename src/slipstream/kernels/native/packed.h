@@ -38,6 +38,9 @@ constexpr Format kFormats[kKinds] = {
     {1, 0, 0, 0, 0, Mode::minimum, 0, 2},         // bf16
 };
 
+// Bytes of weights that are fetched ahead of their use: 4 KB pages stop the hardware's own prefetching.
+constexpr int64_t kFetchAhead = 8192;
+
 constexpr const Format& format(Kind kind) { return kFormats[static_cast<int>(kind)]; }
 constexpr bool is_float(Kind kind) { return format(kind).element != 0; }
 
@@ -46,6 +49,7 @@ struct Weight {
   Kind kind{};
   int64_t out = 0, in = 0, groups = 0, panels = 0;
   size_t high = 0, scales = 0, supers = 0, panel_bytes = 0;
+  int64_t ahead_panels = 0, ahead_groups = 0;  // kFetchAhead, as that many panels and groups
   const uint8_t* data = nullptr;
 
   const uint8_t* panel(int64_t index) const { return data + index * panel_bytes; }
@@ -68,6 +72,8 @@ inline Weight packed_weight(Kind kind, int64_t out, int64_t in, const uint8_t* d
   w.scales = w.high + padded(w.groups * f.high);
   w.supers = w.scales + padded(w.groups * f.scales);
   w.panel_bytes = w.supers + padded(w.groups / 8 * f.supers);
+  const int64_t ahead = kFetchAhead / (f.low + f.high + f.scales);
+  w.ahead_panels = w.groups ? ahead / w.groups : 0, w.ahead_groups = w.groups ? ahead % w.groups : 0;
   return w;
 }
 
