@@ -39,29 +39,22 @@ def _median(run: Callable[[], object]) -> float:
     return statistics.median(seconds[1:])
 
 
-def _weights(kind: str, out: int, inputs: int, rng: np.random.Generator) -> list[NDArray[np.uint8]]:
+def _weights(kind: str, out: int, inputs: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Packed weights of random bits, enough of them to leave the caches. Their values do not matter to the time."""
     size = packed_bytes(kind, out, inputs)
-    return list(rng.integers(0, 64, (max(1, _FOOTPRINT // size), size), np.uint8))
+    return rng.integers(0, 64, (max(2, _FOOTPRINT // size), size), np.uint8)
 
 
-def _time(native: ctypes.CDLL, kind: str, out: int, inputs: int, rows: int, exact: bool, weights: list[Any]) -> float:
+def _time(
+    native: ctypes.CDLL, kind: str, out: int, inputs: int, rows: int, exact: bool, weights: NDArray[Any]
+) -> float:
     """Seconds for one product."""
     x = np.random.default_rng(0).standard_normal((rows, inputs)).astype(np.float32)
     y = np.empty((rows, out), np.float32)
-    weights = weights[: max(2, len(weights) * 8 // (8 + rows))]
-    size, zero = ctypes.c_int64, ctypes.c_float(0)
-    matrix = (PACKINGS[kind].code, size(out), size(inputs))
-    calls = [
-        (*matrix, _pointer(w), _pointer(x), size(rows), int(exact), None, zero, zero, None, _pointer(y))
-        for w in weights
-    ]
-
-    def run() -> None:
-        for call in calls:
-            native.slipstream_gemm(*call)
-
-    return _median(run) / len(calls)
+    count = ctypes.c_int64(max(2, len(weights) * 8 // (8 + rows)))
+    size = ctypes.c_int64
+    call = (PACKINGS[kind].code, size(out), size(inputs), _pointer(weights), count, _pointer(x), size(rows))
+    return _median(lambda: native.slipstream_gemm_each(*call, int(exact), _pointer(y))) / count.value
 
 
 def main(kinds: list[str]) -> None:

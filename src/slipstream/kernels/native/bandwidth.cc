@@ -1,8 +1,11 @@
-// The ceiling that products are compared with: how fast memory can be read by as many threads.
+// For measurements: how fast products are, and the ceiling that they are compared with, which is how fast memory can be read
+// by as many threads.
 #include <cstdint>
 #include <cstring>
+#include <new>
 
 #include "entry.h"
+#include "gemm.h"
 #include "pool.h"
 
 // Reads `bytes` (a multiple of 1 MiB) once with the pool's threads; the result depends on all of them.
@@ -24,4 +27,21 @@ SLIPSTREAM_ENTRY uint64_t slipstream_read_all(const uint8_t* data, int64_t bytes
     __atomic_fetch_xor(&total, sum, __ATOMIC_RELAXED);
   });
   return total;
+}
+
+// x [rows, in] times each of `count` weights that lie one after another; y [rows, out] is overwritten by each. 0: done; 1: no
+// memory. As in a model, one product follows the other without a way through Python between them.
+SLIPSTREAM_ENTRY int slipstream_gemm_each(int kind, int64_t out, int64_t in, const uint8_t* packed, int64_t count, const float* x,
+                                          int64_t rows, int exact, float* y) {
+  try {
+    for (int64_t i = 0; i < count; i++) {
+      slipstream::Weight w = slipstream::packed_weight(static_cast<slipstream::Kind>(kind), out, in, packed);
+      w.data += i * w.bytes();
+      const slipstream::Product product{w, y, nullptr};
+      slipstream::multiply({x, rows, in}, exact != 0, &product, 1);
+    }
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
 }
