@@ -92,9 +92,9 @@ def test_rows_of_both_precisions_follow_one_another() -> None:
     assert order == [
         ("decode-1", "exact"),
         ("decode-1", "fast"),
+        ("bandwidth", "exact"),
+        ("bandwidth", "fast"),
         ("ttft-128", "exact"),
         ("ttft-128", "fast"),
         ("serve-32", "exact"),
-        ("bandwidth", "exact"),
-        ("bandwidth", "fast"),
     ]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slipstream.bench.peers.environments import DRIVERS, Unavailable, python_of
+from slipstream.bench.peers.process import last_line
 from slipstream.bench.peers.participants import Model
 from slipstream.checkpoint import Progress, open_checkpoint, resolve
 from slipstream.checkpoint.write import save_checkpoint
@@ -25,7 +26,7 @@ def _quantized(kind: str) -> Callable[[Path, Path], None]:
         command = [python_of("llamacpp"), "-P", DRIVERS / "quantize.py", source, target, kind]
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
         if done.returncode:
-            raise Unavailable(f"llama.cpp cannot write {kind}: {done.stderr.strip()[-200:]}")
+            raise Unavailable(f"llama.cpp cannot write {kind}: {last_line(done.stderr)}")
 
     return make
 

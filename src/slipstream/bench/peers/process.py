@@ -106,9 +106,8 @@ class Process:
             self.end()
             return Dead("it closed its output")
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = f": {lines[-1].strip()[:300]}" if lines else ""
-        return Dead(f"it ended with {how}{last}")
+        last = last_line(self._log.read_text(encoding="utf-8", errors="replace"))
+        return Dead(f"it ended with {how}{': ' * bool(last)}{last}")
 
     def pause(self) -> None:
         """Stop it in its tracks: it keeps its memory, and takes no time."""
@@ -161,6 +160,12 @@ class Process:
         for pid in tree:
             tree += children.get(pid, ())
         return tree
+
+
+def last_line(text: str) -> str:
+    """The last line that says something, cut to a length that fits a report."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
 
 
 def _peak(pid: int) -> int:

@@ -158,6 +158,8 @@ def notes(report: Report) -> list[str]:
 
 def print_report(report: Report, console: Console) -> None:
     """A table for each model, and the notes."""
+    # In a pipe there is no width to keep to.
+    wide = console if console.is_terminal else Console(file=console.file, width=_WIDE)
     for model, rows in _by_model(report).items():
         head, lines = grid(rows)
         title = f"{MODELS[model].about}: medians of {report.options.rounds}, {report.cpus} threads"
@@ -166,8 +168,7 @@ def print_report(report: Report, console: Console) -> None:
             table.add_column(name, justify="right" if index > 1 else "left", overflow="fold")
         for line in lines:
             table.add_row(*line)
-        # In a pipe there is no width to keep to.
-        console.print(table, width=None if console.is_terminal else _WIDE, crop=False)
+        wide.print(table)
     for note in notes(report):
         console.print(f"- {note}", markup=False, highlight=False)
 

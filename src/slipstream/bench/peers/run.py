@@ -17,7 +17,7 @@ from slipstream.bench.peers.environments import DRIVERS, Unavailable, install
 from slipstream.bench.peers.forms import path_of
 from slipstream.bench.peers.options import PeersOptions
 from slipstream.bench.peers.participants import MODELS, PARTICIPANTS, Model, Participant
-from slipstream.bench.peers.process import Dead, Failed, Process
+from slipstream.bench.peers.process import Dead, Failed, Process, last_line
 from slipstream.bench.peers.progress import Bar
 from slipstream.bench.peers.results import Results
 from slipstream.bench.peers.workloads import LONGEST, MOST_STREAMS, WORKLOADS, Workload
@@ -69,7 +69,7 @@ def read_bandwidth() -> float:
     """GB/s that Slipstream's threads read memory at, in a process of its own. Raises Failed."""
     done = subprocess.run([sys.executable, "-P", DRIVERS / "bandwidth.py"], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Failed(f"the bandwidth was not measured: {done.stderr.strip()[-200:]}")
+        raise Failed(f"the bandwidth was not measured: {last_line(done.stderr)}")
     return float(done.stdout)
 
 

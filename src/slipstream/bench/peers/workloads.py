@@ -83,6 +83,7 @@ def _ttft(prompt: int) -> Workload:
 
 WORKLOADS = {
     "decode-1": _decode(1, 64),
+    "bandwidth": Workload("share of read bandwidth, 1 stream", "%", True),
     "decode-8": _decode(8, 48),
     "decode-32": _decode(32, 32),
     "prefill-512": Workload("prefill, 2 x 512 tokens", "tok/s", True, streams=2, prompt=512, number=prompt_rate(512)),
@@ -93,7 +94,6 @@ WORKLOADS = {
     ),
     "memory-32": Workload("peak memory, 32 streams", "MiB", False, streams=32, output=8),
     "start": Workload("start to first answer", "s", False),
-    "bandwidth": Workload("share of read bandwidth, 1 stream", "%", True),
 }
 
 MOST_STREAMS = max(workload.streams for workload in WORKLOADS.values())
