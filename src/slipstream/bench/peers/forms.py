@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slipstream.bench.peers.environments import DRIVERS, Unavailable, python_of
-from slipstream.bench.peers.process import last_line
 from slipstream.bench.peers.participants import Model
+from slipstream.bench.peers.process import last_line
 from slipstream.checkpoint import Progress, open_checkpoint, resolve
 from slipstream.checkpoint.write import save_checkpoint
 from slipstream.hardware.disk import cache_folder
