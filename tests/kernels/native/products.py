@@ -8,10 +8,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
-from gguf.quants import dequantize
 from numpy.typing import NDArray
-from tests.kernels.native.random_blocks import random_blocks
+from tests.kernels.native.random_blocks import dequantized, random_blocks
 
 from slipstream.kernels.native.library import library
 from slipstream.kernels.native.pack import PACKINGS, pack
@@ -51,7 +49,7 @@ def constant_matrix(kind: str, bits: int, out: int, inputs: int) -> Matrix:
 
 def _of(kind: str, blocks: NDArray[np.uint8], inputs: int) -> Matrix:
     out = len(blocks)
-    values = dequantize(blocks, GGMLQuantizationType[kind.upper()]).astype(np.float64).reshape(out, inputs)
+    values = dequantized(kind, blocks).astype(np.float64).reshape(out, inputs)
     return Matrix(kind, out, inputs, pack(kind, blocks, inputs), values)
 
 

@@ -1,11 +1,13 @@
-"""Random weights in GGUF's block types: every bit of the numbers is random, the scales are finite and of both signs."""
+"""Random weights in every block type: every bit of the numbers is random, the scales are finite and of both signs."""
 
 from __future__ import annotations
 
 import numpy as np
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from slipstream.kernels.native.pack import PACKINGS
+from slipstream.kernels.native.pack import PACKINGS, scaled_blocks
 
 # Where each type keeps its half-precision scales, in bytes from the start of a block.
 _SCALES = {
@@ -30,6 +32,11 @@ def random_blocks(
             return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
         return values.astype(np.float16 if kind == "f16" else np.float32).view(np.uint8)
     packing = PACKINGS[kind]
+    if kind.startswith("int"):
+        limit = 128 if kind.startswith("int8") else 8
+        values = rng.integers(-limit, limit, (out, inputs), np.int8)
+        scales = rng.standard_normal((out, inputs // packing.numbers)).astype(np.float32) * np.float32(0.01)
+        return scaled_blocks(kind, values, scales)
     blocks = rng.integers(0, 256, (out, inputs // packing.numbers, packing.size), np.uint8)
     if bits is not None:
         blocks[...] = bits
@@ -37,3 +44,18 @@ def random_blocks(
         scales = (rng.standard_normal(blocks.shape[:2]) * 0.01).astype(np.float16)
         blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
     return blocks.reshape(out, -1)
+
+
+def dequantized(kind: str, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The numbers of rows of blocks, float32 [out, inputs], by another way than the package's own."""
+    if not kind.startswith("int"):
+        return np.asarray(dequantize(blocks, GGMLQuantizationType[kind.upper()]), np.float32)
+    cut = blocks.reshape(len(blocks), -1, PACKINGS[kind].size)
+    scales, bits = cut[..., :4].copy().view(np.float32), cut[..., 4:]
+    if kind.startswith("int8"):
+        numbers = bits.view(np.int8).astype(np.float32)
+    else:
+        groups = bits.reshape(*bits.shape[:2], -1, 16)
+        both = np.concatenate([groups & 15, groups >> 4], axis=-1)
+        numbers = both.reshape(*bits.shape[:2], -1).astype(np.float32) - 8
+    return (numbers * scales).reshape(len(blocks), -1)

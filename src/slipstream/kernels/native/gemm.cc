@@ -123,7 +123,7 @@ inline __attribute__((always_inline)) void fetch(const Weight& w, int64_t panel)
   const int64_t groups = std::min(w.groups, bytes / (f.low + f.high + f.scales));
   fetch_lines(from, groups * f.low);
   fetch_lines(from + w.high, groups * f.high);
-  fetch_lines(from + w.scales, groups * f.scales);
+  fetch_lines(from + w.scales, (((groups - 1) >> w.shared_bits) + 1) * f.scales);
 }
 
 // Prepares the rows and calls fn(rows, panel, first row panel, last row panel) for all of `panels` x the row panels;

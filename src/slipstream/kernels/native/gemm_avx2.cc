@@ -74,9 +74,11 @@ void unpack(const Weight& w, int64_t panel, const Unpacked& to) {
       }
       UNROLL for (int j = 0; j < 8; j++) _mm256_storeu_si256(reinterpret_cast<I32*>(numbers + 64 * j + h), u[j]);
     }
-    const uint8_t *scales = from + w.scales + g * f.scales, *super = from + w.supers + g / 8 * f.supers;
+    const uint8_t *scales = from + w.scales + (g >> w.shared_bits) * f.scales, *super = from + w.supers + g / 8 * f.supers;
     for (int n = 0; n < kPanel; n += kHalf) {
-      if constexpr (f.supers == 0) {
+      if constexpr (f.shared != 0) {
+        _mm256_storeu_ps(to.scale + g * 16 + n, _mm256_loadu_ps(reinterpret_cast<const float*>(scales) + n));
+      } else if constexpr (f.supers == 0) {
         _mm256_storeu_ps(to.scale + g * 16 + n, halves(scales + 2 * n));
         if constexpr (f.mode == Mode::minimum) _mm256_storeu_ps(to.offset + g * 16 + n, halves(scales + 32 + 2 * n));
       } else {
@@ -250,7 +252,7 @@ void multiply_kind(const Weight& w, int64_t panel, const Activations& a, int64_t
 
 template <int... K>
 auto multiply_of(Kind kind, std::integer_sequence<int, K...>) {
-  static constexpr decltype(Kernels::multiply) table[] = {multiply_kind<static_cast<Kind>(K)>...};
+  static constexpr decltype(Kernels::multiply) table[] = {multiply_kind<read_as(static_cast<Kind>(K))>...};
   return table[static_cast<int>(kind)];
 }
 

@@ -35,11 +35,12 @@ struct Packed {
   const uint8_t *low, *high, *scales, *supers;
   const uint8_t* ahead;  // the panel where group `ahead_first` is, that will be read that many groups later
   int64_t ahead_first, groups, panel_bytes;
+  int shared_bits;
   I32 u[8];
   F32 scale, second;  // second: the offset (Mode::minimum), or the scale of inputs 16-31 (Mode::halves)
 
   Packed(const Weight& w, int64_t panel) : low(w.panel(panel)), high(low + w.high), scales(low + w.scales), supers(low + w.supers),
-        ahead(low + w.ahead_panels * w.panel_bytes), ahead_first(w.ahead_groups), groups(w.groups), panel_bytes(w.panel_bytes) {}
+        ahead(low + w.ahead_panels * w.panel_bytes), ahead_first(w.ahead_groups), groups(w.groups), panel_bytes(w.panel_bytes), shared_bits(w.shared_bits) {}
 
   INLINE void read(int64_t g) {
     const I32 nibble = _mm512_set1_epi8(15);
@@ -73,8 +74,10 @@ struct Packed {
   }
 
   INLINE void read_scales(int64_t g) {
-    const uint8_t* at = scales + g * f.scales;
-    if constexpr (f.supers == 0) {
+    const uint8_t* at = scales + (f.shared ? g >> shared_bits : g) * f.scales;
+    if constexpr (f.shared != 0) {
+      scale = _mm512_loadu_ps(at);
+    } else if constexpr (f.supers == 0) {
       scale = halves(at);
       if constexpr (mode == Mode::minimum) second = halves(at + 32);
     } else {
@@ -106,7 +109,7 @@ struct Packed {
     const int64_t later = g + ahead_first - (wraps ? groups : 0);
     UNROLL for (int i = 0; i < f.low; i += 64) fetch(panel + later * f.low + i);
     UNROLL for (int i = 0; i < f.high; i += 64) fetch(panel + (high - low) + later * f.high + i);
-    fetch(panel + (scales - low) + later * f.scales);
+    fetch(panel + (scales - low) + (f.shared ? later >> shared_bits : later) * f.scales);
   }
   INLINE void start(int64_t g) { prefetch(g), read(g); }
   INLINE I32 word(int j) const { return u[j]; }
@@ -272,7 +275,7 @@ using Multiply = decltype(Kernels::multiply);
 
 template <int... K>
 Multiply multiply_of(Kind kind, std::integer_sequence<int, K...>) {
-  static constexpr Multiply table[] = {multiply_kind<static_cast<Kind>(K)>...};
+  static constexpr Multiply table[] = {multiply_kind<read_as(static_cast<Kind>(K))>...};
   return table[static_cast<int>(kind)];
 }
 

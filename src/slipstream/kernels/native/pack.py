@@ -1,4 +1,4 @@
-"""Weights as the native products read them: GGUF's blocks, regrouped without loss for panels of 16 outputs.
+"""Weights as the native products read them: GGUF's blocks, or our own, regrouped without loss for panels of 16 outputs.
 
 A panel holds 16 rows of the matrix, in sections one after another, each a multiple of 64 bytes: the low bits of the
 numbers, their high bits, the scales of each group of 32 inputs, and the scales of each 8 groups. Within a section the
@@ -239,6 +239,46 @@ def _join_q6_k(low: Section, high: Section, scales: Section, supers: Section) ->
     return numbers * np.repeat(scale, 16, axis=-1)
 
 
+# ---- integers of our own: blocks of a float32 scale and then the numbers, 4-bit ones as q4_0 has them
+
+
+def scaled_blocks(kind: str, values: NDArray[np.int8], scales: NDArray[np.float32]) -> Bytes:
+    """Rows of blocks for `pack`: uint8 [out, bytes of a row].
+
+    `values` [out, inputs] are within -128..127 for int8 kinds and within -8..7 for int4 kinds; the number in the kind's
+    name says how many inputs share one of `scales` [out, inputs / that]. A scale a row: repeat it.
+    Raises ValueError where shapes or values do not fit.
+    """
+    packing = PACKINGS[kind]
+    out, inputs = values.shape
+    if inputs % packing.numbers or scales.shape != (out, inputs // packing.numbers):
+        raise ValueError(f"{kind}: numbers {values.shape} and scales {scales.shape} do not fit")
+    numbers = values.reshape(out, -1, packing.numbers)
+    if kind.startswith("int4"):
+        if values.size and (values.min() < -8 or values.max() > 7):
+            raise ValueError(f"{kind}: numbers must be within -8..7")
+        halves = (numbers + np.int8(8)).view(np.uint8).reshape(out, numbers.shape[1], -1, 2, 16)
+        numbers = (halves[..., 0, :] | halves[..., 1, :] << 4).reshape(out, numbers.shape[1], -1).view(np.int8)
+    start = np.ascontiguousarray(scales, np.float32).view(np.uint8).reshape(out, -1, 4)
+    return np.concatenate([start, numbers.view(np.uint8)], axis=-1).reshape(out, -1)
+
+
+def _scaled(code: int, bits: int, shared: int) -> Packing:
+    """Numbers of 4 or 8 bits, `shared` of them with one scale."""
+    words, zero = bits, 1 << (bits - 1)
+
+    def split(blocks: Bytes) -> tuple[Section, ...]:
+        numbers = _view(blocks, 4, blocks.shape[2], "<u4").reshape(len(blocks), -1, words)
+        return numbers ^ np.uint32(0x80808080 if bits == 8 else 0), _view(blocks, 0, 4, "<f4")
+
+    def join(low: Section, scales: Section) -> NDArray[np.float32]:
+        numbers = _numbers(low) if bits == 4 else low.view(np.uint8).astype(np.float32)
+        joined: NDArray[np.float32] = (numbers - zero) * np.repeat(scales, shared // GROUP, axis=1)
+        return joined
+
+    return Packing(code, shared, 4 + shared * bits // 8, (("<u4", words, 32), ("<f4", 1, shared)), split, join)
+
+
 # ---- floats
 
 
@@ -271,4 +311,10 @@ PACKINGS = {
     "f32": _floats(8, "<f4"),
     "f16": _floats(9, "<f2"),
     "bf16": _floats(10, "<u2"),
+    "int8_32": _scaled(11, 8, 32),
+    "int8_64": _scaled(12, 8, 64),
+    "int8_128": _scaled(13, 8, 128),
+    "int4_32": _scaled(14, 4, 32),
+    "int4_64": _scaled(15, 4, 64),
+    "int4_128": _scaled(16, 4, 128),
 }

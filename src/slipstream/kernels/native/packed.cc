@@ -33,7 +33,12 @@ struct Scales {
 
 Scales scales(const Weight& w, const uint8_t* panel, int64_t g, int n) {
   const Format& f = format(w.kind);
-  const uint8_t* at = panel + w.scales + g * f.scales;
+  const uint8_t* at = panel + w.scales + (g >> w.shared_bits) * f.scales;
+  if (f.shared) {
+    float scale;
+    std::memcpy(&scale, at + 4 * n, 4);
+    return {scale, scale};
+  }
   if (!f.supers) {
     const float first = half_at(at + 2 * n);
     return {first, f.mode == Mode::minimum ? half_at(at + 32 + 2 * n) : first};

@@ -6,8 +6,11 @@
 
 namespace slipstream {
 
-enum class Kind : int { q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, f32, f16, bf16 };
-constexpr int kKinds = 11, kPanel = 16, kGroup = 32;
+// GGUF's, floats, and integers of our own with a float32 scale for so many inputs.
+enum class Kind : int {
+  q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, f32, f16, bf16, int8_32, int8_64, int8_128, int4_32, int4_64, int4_128
+};
+constexpr int kKinds = 17, kPanel = 16, kGroup = 32;
 
 // How the numbers u (without sign) of a group of 32 become weights.
 enum class Mode {
@@ -18,10 +21,11 @@ enum class Mode {
 
 struct Format {
   int numbers;                      // of a block: `in` is a multiple of this
-  int low, high, scales, supers;    // bytes of a panel's sections: a group each, and for `supers` 8 groups
+  int low, high, scales, supers;    // bytes of a panel's sections: a group each, for `supers` 8 groups, for shared scales more
   Mode mode;
   int zero_bits;                    // zero = 1 << zero_bits, where the mode has one
   int element;                      // bytes of a float, 0 for quantized kinds
+  int shared = 0;                   // groups with one scale in float32, as a power of 2, plus 1; 0: halves, one a group
 };
 
 constexpr Format kFormats[kKinds] = {
@@ -36,12 +40,22 @@ constexpr Format kFormats[kKinds] = {
     {1, 0, 0, 0, 0, Mode::minimum, 0, 4},         // f32
     {1, 0, 0, 0, 0, Mode::minimum, 0, 2},         // f16
     {1, 0, 0, 0, 0, Mode::minimum, 0, 2},         // bf16
+    {32, 512, 0, 64, 0, Mode::centred, 7, 0, 1},  // int8_32
+    {64, 512, 0, 64, 0, Mode::centred, 7, 0, 2},  // int8_64
+    {128, 512, 0, 64, 0, Mode::centred, 7, 0, 3},  // int8_128
+    {32, 256, 0, 64, 0, Mode::centred, 3, 0, 1},  // int4_32
+    {64, 256, 0, 64, 0, Mode::centred, 3, 0, 2},  // int4_64
+    {128, 256, 0, 64, 0, Mode::centred, 3, 0, 3},  // int4_128
 };
 
 // Bytes of weights that are fetched ahead of their use: 4 KB pages stop the hardware's own prefetching.
 constexpr int64_t kFetchAhead = 8192;
 
 constexpr const Format& format(Kind kind) { return kFormats[static_cast<int>(kind)]; }
+// Kinds that differ only in how many groups share a scale are read by the same code.
+constexpr Kind read_as(Kind kind) {
+  return kind >= Kind::int4_32 ? Kind::int4_32 : kind >= Kind::int8_32 ? Kind::int8_32 : kind;
+}
 constexpr bool is_float(Kind kind) { return format(kind).element != 0; }
 
 // A matrix [out, in] in panels of 16 outputs; `high`, `scales`, `supers` are where these sections start in a panel.
@@ -49,6 +63,7 @@ struct Weight {
   Kind kind{};
   int64_t out = 0, in = 0, groups = 0, panels = 0;
   size_t high = 0, scales = 0, supers = 0, panel_bytes = 0;
+  int shared_bits = 0;                         // group g has scale g >> shared_bits
   int64_t ahead_panels = 0, ahead_groups = 0;  // kFetchAhead, as that many panels and groups
   const uint8_t* data = nullptr;
 
@@ -70,7 +85,8 @@ inline Weight packed_weight(Kind kind, int64_t out, int64_t in, const uint8_t* d
   w.groups = in / kGroup;
   w.high = padded(w.groups * f.low);
   w.scales = w.high + padded(w.groups * f.high);
-  w.supers = w.scales + padded(w.groups * f.scales);
+  w.shared_bits = f.shared ? f.shared - 1 : 0;
+  w.supers = w.scales + padded((w.groups >> w.shared_bits) * f.scales);
   w.panel_bytes = w.supers + padded(w.groups / 8 * f.supers);
   const int64_t ahead = kFetchAhead / (f.low + f.high + f.scales);
   w.ahead_panels = w.groups ? ahead / w.groups : 0, w.ahead_groups = w.groups ? ahead % w.groups : 0;
