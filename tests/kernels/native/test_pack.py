@@ -58,7 +58,7 @@ def test_integers_keep_their_scales(kind: str) -> None:
 
 def test_integers_that_do_not_fit_are_refused() -> None:
     values, scales = np.full((2, 64), 8, np.int8), np.ones((2, 1), np.float32)
-    with pytest.raises(ValueError, match="-8..7"):
+    with pytest.raises(ValueError, match=r"-8\.\.7"):
         scaled_blocks("int4_64", values, scales)
     with pytest.raises(ValueError, match="do not fit"):
         scaled_blocks("int8_32", values, scales)
