@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -175,3 +177,19 @@ def test_callers_on_many_threads_do_not_disturb_one_another(isa: str) -> None:
 
     with ThreadPoolExecutor(6) as callers:
         assert all(callers.map(call, (1, 5, 64) * 4))
+
+
+def test_a_call_of_another_kind_does_not_take_the_rows_of_the_one_before() -> None:
+    """In a process of its own: calls were numbered apart for each kind once, and the first ones shared numbers."""
+    program = """
+import numpy as np
+from tests.kernels.native.products import activations, gated, gemm, matrix, native
+
+native.slipstream_set_threads(1)
+m = matrix("q4_1", 32, 256)
+gemm(m, activations(1, 2, 256), exact=True)
+first, second = (gated(m, m, activations(2, 2, 256), exact=True, activation=0) for _ in range(2))
+np.testing.assert_array_equal(first, second)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

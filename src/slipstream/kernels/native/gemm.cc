@@ -126,11 +126,13 @@ inline __attribute__((always_inline)) void fetch(const Weight& w, int64_t panel)
   fetch_lines(from + w.scales, (((groups - 1) >> w.shared_bits) + 1) * f.scales);
 }
 
+// Numbers the calls of all kinds: of two with one number, a thread would take the first one's rows for the second's.
+std::atomic<uint64_t> calls{0};
+
 // Prepares the rows and calls fn(rows, panel, first row panel, last row panel) for all of `panels` x the row panels;
 // begin(panel) before the first panel of a piece.
 template <class Begin, class F>
 void for_panels(Call call, int64_t panels, size_t panel_bytes, Begin&& begin, F&& fn) {
-  static std::atomic<uint64_t> calls{0};
   Activations together;
   if (call.input.rows * call.input.in <= kPreparedAlone && !call.in_place) {
     call.id = ++calls;
