@@ -92,12 +92,17 @@ const Activations& prepared(const Call& call) {
   return own;
 }
 
-// Pieces of work: large ones first, since each costs something to begin, and small ones last, so that all threads end together.
+// Pieces of work: rounds of one for each thread, and each round most of what is left. So pieces are few, since each begins with
+// a wait for memory, and the last ones small, so that all threads end together.
 class Pieces {
  public:
   Pieces(int64_t units, int64_t least) {
     ends_.clear();
-    for (int64_t at = 0; at < units; ends_.push_back(at)) at += std::min(units - at, std::max(least, (units - at) / (2 * threads())));
+    const int64_t workers = threads();
+    for (int64_t at = 0; at < units;) {
+      const int64_t size = std::max(least, (units - at) * 3 / (4 * workers));
+      for (int64_t i = 0; i < workers && at < units; i++) ends_.push_back(at = std::min(units, at + size));
+    }
   }
   int64_t count() const { return static_cast<int64_t>(ends_.size()); }
   int64_t begin(int64_t piece) const { return piece ? ends_[piece - 1] : 0; }
@@ -114,23 +119,25 @@ inline __attribute__((always_inline)) void fetch_lines(const uint8_t* from, int6
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
-// The first groups of a panel. The rest follows by itself, and more at once would keep them waiting.
-inline __attribute__((always_inline)) void fetch(const Weight& w, int64_t panel) {
-  constexpr int64_t bytes = 2048;
-  const uint8_t* from = w.panel(panel);
-  if (is_float(w.kind)) return fetch_lines(from, bytes);
+// What is read of these panels before fetching ahead takes effect.
+inline __attribute__((always_inline)) void fetch(const Weight& w, int64_t panel, int64_t panels) {
+  if (is_float(w.kind)) return fetch_lines(w.panel(panel), kFetchAhead);
   const Format& f = format(w.kind);
-  const int64_t groups = std::min(w.groups, bytes / (f.low + f.high + f.scales));
-  fetch_lines(from, groups * f.low);
-  fetch_lines(from + w.high, groups * f.high);
-  fetch_lines(from + w.scales, (((groups - 1) >> w.shared_bits) + 1) * f.scales);
+  panels = std::min(panels, w.panels - panel);
+  for (int64_t p = 0; p <= w.ahead_panels && p < panels; p++) {
+    const uint8_t* from = w.panel(panel + p);
+    const int64_t groups = p < w.ahead_panels ? w.groups : w.ahead_groups;
+    fetch_lines(from, groups * f.low);
+    fetch_lines(from + w.high, groups * f.high);
+    fetch_lines(from + w.scales, (groups >> w.shared_bits) * f.scales);
+  }
 }
 
 // Numbers the calls of all kinds: of two with one number, a thread would take the first one's rows for the second's.
 std::atomic<uint64_t> calls{0};
 
 // Prepares the rows and calls fn(rows, panel, first row panel, last row panel) for all of `panels` x the row panels;
-// begin(panel) before the first panel of a piece.
+// begin(panel, panels) before the panels of a piece.
 template <class Begin, class F>
 void for_panels(Call call, int64_t panels, size_t panel_bytes, Begin&& begin, F&& fn) {
   Activations together;
@@ -148,7 +155,7 @@ void for_panels(Call call, int64_t panels, size_t panel_bytes, Begin&& begin, F&
   std::atomic<bool> exhausted{false};  // chunks must not throw
   parallel(pieces.count(), [&](int64_t piece) {
     try {
-      begin(pieces.begin(piece) % panels);
+      begin(pieces.begin(piece) % panels, pieces.end(piece) - pieces.begin(piece));
       const Activations& a = prepared(call);
       for (int64_t unit = pieces.begin(piece); unit < pieces.end(piece); unit++) {
         const int64_t block = unit / panels;
@@ -184,12 +191,13 @@ void multiply(const Input& input, bool exact, const Product* products, int count
   };
   for_panels(
       call, panels, products[0].weight.panel_bytes,
-      [&](int64_t panel) {
+      [&](int64_t panel, int64_t count) {
         const Product* p = find(&panel);
-        fetch(p->weight, panel);
+        fetch(p->weight, panel, count);
       },
       [&](const Activations& a, int64_t panel, int64_t first, int64_t last) {
         const Product* p = find(&panel);
+        if (!panel) fetch(p->weight, 0, p->weight.panels);
         const int64_t column = panel * kPanel;
         const Output output{p->y + column, p->residual ? p->residual + column : nullptr, 0, p->weight.out,
                             p->weight.valid(panel)};
@@ -201,7 +209,7 @@ void multiply_gated(const Input& input, bool exact, Gate gate, const Weight& g, 
   if (!input.rows) return;
   Call call(input, exact);
   call.reads(g), call.reads(u), call.writes(y, g.out);
-  const auto begin = [&](int64_t panel) { fetch(g, panel), fetch(u, panel); };
+  const auto begin = [&](int64_t panel, int64_t count) { fetch(g, panel, count), fetch(u, panel, count); };
   for_panels(call, g.panels, g.panel_bytes + u.panel_bytes, begin, [&](const Activations& a, int64_t panel, int64_t first, int64_t last) {
     const int64_t row = a.panel(first).first, end = last == a.panels ? a.rows : a.panel(last).first;
     const size_t tile = (end - row) * kPanel * sizeof(float), unpack = std::max(unpack_bytes(g), unpack_bytes(u));
