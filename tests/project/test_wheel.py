@@ -1,4 +1,4 @@
-"""What is in the wheel that users install where there is no compiler: everything but the native library."""
+"""What users get who have no compiler: a wheel of everything but the native library, which runs on XLA alone."""
 
 from __future__ import annotations
 
@@ -11,33 +11,64 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+NO_COMPILER = {"CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}  # CMake would find one beside PATH as well
+
+# Runs an engine from the installed package, not from the clone, which an editable install would put before all else.
+PROGRAM = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "_editable" not in type(finder).__module__]
+import slipstream
+from slipstream.kernels.native.library import library
+from tests.engine import tiny
+
+engine = tiny.engine(kernels="auto")
+assert tiny.run(engine, [tiny.request("a", [1, 2, 3])])["a"]
+print(slipstream.__file__, library())
+"""
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as pip builds it from the source distribution where there is no compiler."""
     target = tmp_path_factory.mktemp("wheel")
+    make = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", make, str(target)], cwd=ROOT, check=True, capture_output=True, timeout=120)
+    [source] = target.glob("*.tar.gz")
     subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-            "-C",  # a folder of its own: the clone's may hold a library that was built before
-            f"build-dir={target}/build",
-            "-w",
-            target,
-            ROOT,
-        ],
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", target, source],
         check=True,
         capture_output=True,
         timeout=120,
-        env=os.environ | {"CXX": "/bin/false", "CC": "/bin/false"},  # a compiler that fails, as a missing one does
+        env=os.environ | NO_COMPILER,
     )
-    [file] = target.glob("*.whl")
+    [built] = target.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(file: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(file)
+
+
+def test_it_runs_on_xla_alone_and_says_so_once_with_the_remedy(file: Path, tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path, file],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "slipstream" / "__init__.py"), "None"]
+    assert done.stderr.count("the native CPU kernels were not built") == 1, done.stderr
+    assert done.stderr.count("apt-get install g++") == 1
 
 
 def test_every_file_of_the_package_is_in_it(wheel: zipfile.ZipFile) -> None:

@@ -38,6 +38,7 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
     Raises UnsupportedModel, CheckpointError, ConfigError or OutOfMemory, before anything large is read where possible.
     """
     use_compile_cache(config.compile_cache)
+    library.use_threads(config.cpu_threads)  # before XLA starts, which looking for devices does
     compiles = CompileCounter()
     members = family(checkpoint.config)
     model: ModelConfig = members.from_hf(checkpoint.config)

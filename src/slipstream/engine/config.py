@@ -42,6 +42,9 @@ class EngineConfig:
     cpu_precision
         How the native kernels round activations to multiply them with quantized weights. exact: 16 bits a number, as
         good as float32; fast: 8 bits.
+    cpu_threads
+        Threads that compute on a CPU. None: as many as the process may use, by its mask of processors and its control
+        groups' limits.
     compile_cache
         Folder for compiled steps; None: under the user's cache folder; an empty string turns it off.
     """
@@ -58,6 +61,7 @@ class EngineConfig:
     policy: Literal["fcfs", "priority"] = "fcfs"
     kernels: Literal["auto", "cpu", "xla"] = "auto"
     cpu_precision: Literal["exact", "fast"] = "exact"
+    cpu_threads: int | None = None
     compile_cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -65,8 +69,10 @@ class EngineConfig:
         for name in ("max_seqs", "max_batched_tokens", "page_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_model_len is not None and self.max_model_len < 1:
-            raise ConfigError(f"max_model_len must be at least 1, got {self.max_model_len}")
+        for name in ("max_model_len", "cpu_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
         if self.max_batched_tokens < self.max_seqs:
             raise ConfigError(
                 f"max_batched_tokens ({self.max_batched_tokens}) must be at least max_seqs ({self.max_seqs}): "

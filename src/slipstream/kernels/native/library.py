@@ -18,6 +18,9 @@ REMEDY = (
 LIBRARY_VARIABLE = "SLIPSTREAM_LIBRARY"
 """Environment variable with the path of another build of the library, such as one with sanitizers."""
 
+XLA_THREADS_VARIABLE = "NPROC"
+"""Environment variable from which XLA takes the size of its thread pool on a CPU, when it starts."""
+
 TARGETS = (
     "slipstream_ffi_attend",
     "slipstream_ffi_gemm",
@@ -46,6 +49,20 @@ def library() -> ctypes.CDLL | None:
         handler = jax.ffi.pycapsule(getattr(found, name))
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
     return found
+
+
+def use_threads(count: int | None) -> None:
+    """Compute on `count` threads of this process: the native kernels from now on, XLA's own code if it has not run yet.
+
+    None: as many as the process may use, by its mask of processors and its control groups' limits.
+    """
+    found = library()
+    if found is not None:
+        found.slipstream_set_threads(count or 0)
+    if count is not None:
+        os.environ[XLA_THREADS_VARIABLE] = str(count)
+    elif found is not None:  # XLA knows the mask, but not the control groups
+        os.environ.setdefault(XLA_THREADS_VARIABLE, str(found.slipstream_available_processors()))
 
 
 def reason() -> str | None:
