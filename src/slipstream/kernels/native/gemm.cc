@@ -121,9 +121,9 @@ inline __attribute__((always_inline)) void fetch_lines(const uint8_t* from, int6
 
 // What is read of these panels before fetching ahead takes effect.
 inline __attribute__((always_inline)) void fetch(const Weight& w, int64_t panel, int64_t panels) {
-  if (is_float(w.kind)) return fetch_lines(w.panel(panel), kFetchAhead);
-  const Format& f = format(w.kind);
   panels = std::min(panels, w.panels - panel);
+  if (is_float(w.kind)) return fetch_lines(w.panel(panel), std::min<int64_t>(kFetchAhead, panels * w.panel_bytes));
+  const Format& f = format(w.kind);
   for (int64_t p = 0; p <= w.ahead_panels && p < panels; p++) {
     const uint8_t* from = w.panel(panel + p);
     const int64_t groups = p < w.ahead_panels ? w.groups : w.ahead_groups;
@@ -136,8 +136,8 @@ inline __attribute__((always_inline)) void fetch(const Weight& w, int64_t panel,
 // Numbers the calls of all kinds: of two with one number, a thread would take the first one's rows for the second's.
 std::atomic<uint64_t> calls{0};
 
-// Prepares the rows and calls fn(rows, panel, first row panel, last row panel) for all of `panels` x the row panels;
-// begin(panel, panels) before the panels of a piece.
+// Prepares the rows and calls fn(rows, panel, left, first row panel, last row panel) for all of `panels` x the row panels, where
+// `left` panels are still this thread's; begin(panel, left) before the panels of a piece.
 template <class Begin, class F>
 void for_panels(Call call, int64_t panels, size_t panel_bytes, Begin&& begin, F&& fn) {
   Activations together;
@@ -159,7 +159,7 @@ void for_panels(Call call, int64_t panels, size_t panel_bytes, Begin&& begin, F&
       const Activations& a = prepared(call);
       for (int64_t unit = pieces.begin(piece); unit < pieces.end(piece); unit++) {
         const int64_t block = unit / panels;
-        fn(a, unit % panels, row_panels * block / blocks, row_panels * (block + 1) / blocks);
+        fn(a, unit % panels, pieces.end(piece) - unit, row_panels * block / blocks, row_panels * (block + 1) / blocks);
       }
     } catch (const std::bad_alloc&) {
       exhausted = true;
@@ -191,17 +191,18 @@ void multiply(const Input& input, bool exact, const Product* products, int count
   };
   for_panels(
       call, panels, products[0].weight.panel_bytes,
-      [&](int64_t panel, int64_t count) {
+      [&](int64_t panel, int64_t left) {
         const Product* p = find(&panel);
-        fetch(p->weight, panel, count);
+        fetch(p->weight, panel, left);
       },
-      [&](const Activations& a, int64_t panel, int64_t first, int64_t last) {
+      [&](const Activations& a, int64_t panel, int64_t left, int64_t first, int64_t last) {
         const Product* p = find(&panel);
-        if (!panel) fetch(p->weight, 0, p->weight.panels);
+        if (!panel) fetch(p->weight, 0, left);
+        const int64_t stop = std::min(p->weight.panels, panel + left);
         const int64_t column = panel * kPanel;
         const Output output{p->y + column, p->residual ? p->residual + column : nullptr, 0, p->weight.out,
                             p->weight.valid(panel)};
-        call.kernels.multiply(p->weight, panel, a, first, last, scratch_for(p->weight), output);
+        call.kernels.multiply(p->weight, panel, stop, a, first, last, scratch_for(p->weight), output);
       });
 }
 
@@ -209,19 +210,21 @@ void multiply_gated(const Input& input, bool exact, Gate gate, const Weight& g, 
   if (!input.rows) return;
   Call call(input, exact);
   call.reads(g), call.reads(u), call.writes(y, g.out);
-  const auto begin = [&](int64_t panel, int64_t count) { fetch(g, panel, count), fetch(u, panel, count); };
-  for_panels(call, g.panels, g.panel_bytes + u.panel_bytes, begin, [&](const Activations& a, int64_t panel, int64_t first, int64_t last) {
+  const auto begin = [&](int64_t panel, int64_t left) { fetch(g, panel, left), fetch(u, panel, left); };
+  const auto each = [&](const Activations& a, int64_t panel, int64_t left, int64_t first, int64_t last) {
+    const int64_t stop = std::min(g.panels, panel + left);
     const int64_t row = a.panel(first).first, end = last == a.panels ? a.rows : a.panel(last).first;
     const size_t tile = (end - row) * kPanel * sizeof(float), unpack = std::max(unpack_bytes(g), unpack_bytes(u));
     auto* scratch = static_cast<uint8_t*>(scratch_for(g.groups > u.groups ? g : u, 2 * tile));
-    auto* left = reinterpret_cast<float*>(scratch + (unpack + 63) / 64 * 64);
-    auto* right = left + (end - row) * kPanel;
-    call.kernels.multiply(g, panel, a, first, last, scratch, {left, nullptr, row, kPanel, kPanel});
-    call.kernels.multiply(u, panel, a, first, last, scratch, {right, nullptr, row, kPanel, kPanel});
-    call.kernels.gate(gate, left, right, (end - row) * kPanel);
+    auto* opened = reinterpret_cast<float*>(scratch + (unpack + 63) / 64 * 64);
+    auto* right = opened + (end - row) * kPanel;
+    call.kernels.multiply(g, panel, stop, a, first, last, scratch, {opened, nullptr, row, kPanel, kPanel});
+    call.kernels.multiply(u, panel, stop, a, first, last, scratch, {right, nullptr, row, kPanel, kPanel});
+    call.kernels.gate(gate, opened, right, (end - row) * kPanel);
     for (int64_t r = row; r < end; r++)
-      std::memcpy(y + r * g.out + panel * kPanel, left + (r - row) * kPanel, g.valid(panel) * sizeof(float));
-  });
+      std::memcpy(y + r * g.out + panel * kPanel, opened + (r - row) * kPanel, g.valid(panel) * sizeof(float));
+  };
+  for_panels(call, g.panels, g.panel_bytes + u.panel_bytes, begin, each);
 }
 
 void multiply_mlp(const Input& input, bool exact, Gate gate, const Weight& g, const Weight& u, const Product& down) {

@@ -223,7 +223,7 @@ auto float_tile_of(int rows, std::integer_sequence<int, R...>) {
 }
 
 template <Kind K>
-void multiply_kind(const Weight& w, int64_t panel, const Activations& a, int64_t first, int64_t last, void* scratch,
+void multiply_kind(const Weight& w, int64_t panel, int64_t stop, const Activations& a, int64_t first, int64_t last, void* scratch,
                    const Output& output) {
   using Sizes = std::make_integer_sequence<int, kRows>;
   constexpr Format f = format(K);
@@ -233,7 +233,7 @@ void multiply_kind(const Weight& w, int64_t panel, const Activations& a, int64_t
   if constexpr (!is_float(K)) {
     unpacked = unpacked_in(w, scratch);
     unpack<K>(w, panel, unpacked);
-    ahead.step = static_cast<int64_t>(w.panel_bytes) / w.groups;
+    ahead.step = panel + 1 < stop ? static_cast<int64_t>(w.panel_bytes) / w.groups : 0;
   }
   for (int64_t p = first; p < last; p++) {
     const Activations::Panel rows = a.panel(p);
@@ -256,9 +256,9 @@ auto multiply_of(Kind kind, std::integer_sequence<int, K...>) {
   return table[static_cast<int>(kind)];
 }
 
-void multiply_panel(const Weight& w, int64_t panel, const Activations& a, int64_t first, int64_t last, void* scratch,
+void multiply_panel(const Weight& w, int64_t panel, int64_t stop, const Activations& a, int64_t first, int64_t last, void* scratch,
                     const Output& output) {
-  multiply_of(w.kind, std::make_integer_sequence<int, kKinds>())(w, panel, a, first, last, scratch, output);
+  multiply_of(w.kind, std::make_integer_sequence<int, kKinds>())(w, panel, stop, a, first, last, scratch, output);
 }
 
 }  // namespace

@@ -33,14 +33,20 @@ struct Packed {
   static constexpr Format f = format(K);
   static constexpr Mode mode = f.mode;
   const uint8_t *low, *high, *scales, *supers;
-  const uint8_t* ahead;  // the panel where group `ahead_first` is, that will be read that many groups later
-  int64_t ahead_first, groups, panel_bytes;
+  // While group g is read, group g + ahead_first of one panel is fetched, and at last groups of the panel after that.
+  const uint8_t *ahead, *after;
+  int64_t ahead_first, groups;
   int shared_bits;
   I32 u[8];
   F32 scale, second;  // second: the offset (Mode::minimum), or the scale of inputs 16-31 (Mode::halves)
 
-  Packed(const Weight& w, int64_t panel) : low(w.panel(panel)), high(low + w.high), scales(low + w.scales), supers(low + w.supers),
-        ahead(low + w.ahead_panels * w.panel_bytes), ahead_first(w.ahead_groups), groups(w.groups), panel_bytes(w.panel_bytes), shared_bits(w.shared_bits) {}
+  Packed(const Weight& w, int64_t panel, int64_t stop)
+      : low(w.panel(panel)), high(low + w.high), scales(low + w.scales), supers(low + w.supers), ahead_first(w.ahead_groups),
+        groups(w.groups), shared_bits(w.shared_bits) {
+    // Where there is nothing to fetch it is this panel, which is there already.
+    ahead = panel + w.ahead_panels < stop ? w.panel(panel + w.ahead_panels) : low;
+    after = panel + w.ahead_panels + 1 < stop ? w.panel(panel + w.ahead_panels + 1) : low;
+  }
 
   INLINE void read(int64_t g) {
     const I32 nibble = _mm512_set1_epi8(15);
@@ -105,7 +111,7 @@ struct Packed {
   // way, and 12 the other way.
   INLINE void prefetch(int64_t g) const {
     const bool wraps = g + ahead_first >= groups;
-    const uint8_t* panel = wraps ? ahead + panel_bytes : ahead;
+    const uint8_t* panel = wraps ? after : ahead;
     const int64_t later = g + ahead_first - (wraps ? groups : 0);
     UNROLL for (int i = 0; i < f.low; i += 64) fetch(panel + later * f.low + i);
     UNROLL for (int i = 0; i < f.high; i += 64) fetch(panel + (high - low) + later * f.high + i);
@@ -197,8 +203,8 @@ INLINE void tile(Source s, const Rows& a, int64_t groups, F32* total) {
 }
 
 template <Kind K, bool Exact, int R>
-__attribute__((noinline)) void packed_tile(const Weight& w, int64_t panel, const Rows& a, F32* total) {
-  tile<Exact, R>(Packed<K>(w, panel), a, w.groups, total);
+__attribute__((noinline)) void packed_tile(const Weight& w, int64_t panel, int64_t stop, const Rows& a, F32* total) {
+  tile<Exact, R>(Packed<K>(w, panel, stop), a, w.groups, total);
 }
 
 template <Kind K>
@@ -210,13 +216,14 @@ INLINE F32 load_floats(const uint8_t* p) {
 }
 
 template <Kind K, int R>
-__attribute__((noinline)) void float_tile(const Weight& w, int64_t panel, const Rows& a, F32* total) {
+__attribute__((noinline)) void float_tile(const Weight& w, int64_t panel, int64_t stop, const Rows& a, F32* total) {
   constexpr int step = kPanel * format(K).element;
-  const uint8_t* from = w.panel(panel);
+  const uint8_t *from = w.panel(panel), *last = w.panel(stop) - 64;
   F32 acc[R];
   UNROLL for (int r = 0; r < R; r++) acc[r] = _mm512_setzero_ps();
   for (int64_t k = 0; k < w.in; k++, from += step) {
-    _mm_prefetch(reinterpret_cast<const char*>(from) + kFetchAhead, _MM_HINT_T1);
+    const uint8_t* ahead = from + kFetchAhead;
+    _mm_prefetch(reinterpret_cast<const char*>(ahead < last ? ahead : last), _MM_HINT_T1);
     const F32 weight = load_floats<K>(from);
     UNROLL for (int r = 0; r < R; r++) acc[r] = _mm512_fmadd_ps(weight, _mm512_set1_ps(a.values[k * R + r]), acc[r]);
   }
@@ -225,7 +232,7 @@ __attribute__((noinline)) void float_tile(const Weight& w, int64_t panel, const 
 
 // ---- tables: [exact][rows - 1]
 
-using PackedTile = void (*)(const Weight&, int64_t, const Rows&, F32*);
+using PackedTile = void (*)(const Weight&, int64_t, int64_t, const Rows&, F32*);
 
 template <Kind K, bool Exact, int... R>
 PackedTile packed_of(int rows, std::integer_sequence<int, R...>) {
@@ -262,11 +269,12 @@ PackedTile tile_for(bool exact, int rows) {
 
 // A panel is unpacked in registers each time that it is read: beside 12 rows that costs less than going through memory.
 template <Kind K>
-void multiply_kind(const Weight& w, int64_t panel, const Activations& a, int64_t first, int64_t last, void*, const Output& output) {
+void multiply_kind(const Weight& w, int64_t panel, int64_t stop, const Activations& a, int64_t first, int64_t last, void*,
+                   const Output& output) {
   F32 total[kRows];
   for (int64_t p = first; p < last; p++) {
     const Activations::Panel rows = a.panel(p);
-    tile_for<K>(a.exact, rows.rows)(w, panel, Rows(a, rows.first), total);
+    tile_for<K>(a.exact, rows.rows)(w, panel, stop, Rows(a, rows.first), total);
     store(total, rows, output);
   }
 }
@@ -279,9 +287,9 @@ Multiply multiply_of(Kind kind, std::integer_sequence<int, K...>) {
   return table[static_cast<int>(kind)];
 }
 
-void multiply_panel(const Weight& w, int64_t panel, const Activations& a, int64_t first, int64_t last, void* scratch,
+void multiply_panel(const Weight& w, int64_t panel, int64_t stop, const Activations& a, int64_t first, int64_t last, void* scratch,
                     const Output& output) {
-  multiply_of(w.kind, std::make_integer_sequence<int, kKinds>())(w, panel, a, first, last, scratch, output);
+  multiply_of(w.kind, std::make_integer_sequence<int, kKinds>())(w, panel, stop, a, first, last, scratch, output);
 }
 
 }  // namespace

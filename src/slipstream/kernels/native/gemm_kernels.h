@@ -76,8 +76,9 @@ struct Kernels {
   int max_rows;
   // Norm and quantize rows [first, last).
   void (*prepare)(const Input& input, const Activations& to, int64_t first, int64_t last);
-  // Multiply row panels [first, last) with one panel of a weight. `scratch` has unpack_bytes(w).
-  void (*multiply)(const Weight& w, int64_t panel, const Activations& a, int64_t first, int64_t last, void* scratch,
+  // Multiply row panels [first, last) with one panel of a weight. `scratch` has unpack_bytes(w). The panels from `stop` on are
+  // not this thread's: it does not fetch them ahead.
+  void (*multiply)(const Weight& w, int64_t panel, int64_t stop, const Activations& a, int64_t first, int64_t last, void* scratch,
                    const Output& output);
   // g[i] = gate(g[i]) * u[i]; n is a multiple of 16.
   void (*gate)(Gate gate, float* g, const float* u, int64_t n);

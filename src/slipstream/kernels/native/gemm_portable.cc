@@ -151,7 +151,7 @@ void multiply_float_row(const Weight& w, const uint8_t* from, const float* value
     for (int n = 0; n < kPanel; n++) sum[n] += element(w.kind, from + (k * kPanel + n) * size) * values[k * R];
 }
 
-void multiply_panel(const Weight& w, int64_t panel, const Activations& a, int64_t first, int64_t last, void* scratch,
+void multiply_panel(const Weight& w, int64_t panel, int64_t, const Activations& a, int64_t first, int64_t last, void* scratch,
                     const Output& output) {
   const Unpacked unpacked = unpacked_in(w, scratch);
   if (!is_float(w.kind)) unpack_panel(w, panel, unpacked);
