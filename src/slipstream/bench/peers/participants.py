@@ -30,7 +30,7 @@ class Participant:
 
     `name` is its key in the JSON report. `environment` is a key of environments.ENVIRONMENTS, None for our own.
     `driver` is a module of drivers/. `form` is a key of forms.FORMS. `precision` is None for a peer. `http`: it is
-    measured as a server. `variables` are environment variables, in which {threads} and {cpus} are filled in.
+    measured as a server. `variables` are environment variables, in which {cpus} and {cache} (a folder) are filled in.
     """
 
     name: str
@@ -85,7 +85,11 @@ PARTICIPANTS = (
         models=("smollm2",),
         environment="vllm",
         # A gigabyte of cache is far more than the workloads need, and far less than vLLM would take.
-        variables={"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "{cpus}"},
+        variables={
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "{cpus}",
+            "VLLM_CACHE_ROOT": "{cache}/vllm",
+        },
     ),
     Participant("transformers", "transformers f32", "transformers", "floats", ("smollm2",), "transformers"),
 )

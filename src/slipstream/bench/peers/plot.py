@@ -66,7 +66,7 @@ def _panel(ax: Any, report: Report, rows: list[Comparison], several: bool) -> No
         ax.plot([min(samples), max(samples)], [place, place], color=_INK, linewidth=0.8)
         ax.text(max(samples) + 0.015 * most, place, shown(value), va="center", fontsize=8, color=_INK)
     ax.set_yticks(range(len(bars)), [label for label, *_ in bars], fontsize=8)
-    ax.invert_yaxis()
+    ax.set_ylim(len(bars) - 0.5, -0.5)
     ax.set_xlim(0, most * 1.16)
     better = "higher" if first.kind.higher_is_better else "lower"
     title = f"{first.kind.about} ({first.kind.metric}, {better} is better)"
@@ -74,6 +74,7 @@ def _panel(ax: Any, report: Report, rows: list[Comparison], several: bool) -> No
         title = f"{first.model}: {title}"
     ax.set_title(title, loc="left", fontsize=9, color=_INK)
     ax.tick_params(colors=_SOFT, labelsize=8)
+    ax.tick_params(axis="y", length=0, labelcolor=_INK)
     ax.grid(axis="x", color=_LINE, linewidth=0.8)
     ax.set_axisbelow(True)
     for side in ("top", "right", "left"):

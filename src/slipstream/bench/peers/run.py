@@ -23,6 +23,7 @@ from slipstream.bench.peers.results import Results
 from slipstream.bench.peers.workloads import LONGEST, MOST_STREAMS, WORKLOADS, Workload
 from slipstream.checkpoint import Progress, open_checkpoint, resolve
 from slipstream.errors import ConfigError
+from slipstream.hardware.disk import cache_folder
 
 FRESH = ("start", "memory-32")
 """What is measured of a process that has just begun; both of the same one."""
@@ -57,7 +58,7 @@ def launch(participant: Participant, model: Model, cpus: list[int], progress: Pr
         "context": 2 * LONGEST,
         **participant.settings,
     }
-    fill = {"threads": str(len(cpus)), "cpus": ",".join(map(str, cpus))}
+    fill = {"cpus": ",".join(map(str, cpus)), "cache": str(cache_folder() / "peers" / "cache")}
     variables = {"OMP_NUM_THREADS": str(len(cpus)), "HF_HUB_OFFLINE": "1"}
     if participant.environment is not None:
         variables["PYTHONPATH"] = ""
