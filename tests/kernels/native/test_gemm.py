@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tests.kernels.native.products import (
     matrix,
     native,
     normed,
+    pointer,
     rows,
 )
 
@@ -166,6 +168,24 @@ def test_a_gated_row_is_the_same_in_any_batch(isa: str) -> None:
     for i in range(0, 60, 7):
         np.testing.assert_array_equal(gated(g, u, x[i : i + 1], exact=True, activation=0)[0], whole[i])
     np.testing.assert_array_equal(gated(g, u, x[:13], exact=True, activation=0), whole[:13])
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_the_result_may_lie_where_the_rows_do(isa: str, count: int) -> None:
+    m, x = matrix("q4_1", 1024, 1024), activations(2, count, 1024)
+    apart = gemm(m, x, exact=True)
+    for _ in range(20):
+        rows_and_result = x.copy()
+        np.testing.assert_array_equal(gemm(m, rows_and_result, exact=True, y=rows_and_result), apart)
+
+
+def test_each_of_several_weights(isa: str) -> None:
+    m, x = matrix("q8_0", 64, 256), activations(2, 3, 256)
+    other = matrix("q8_0", 64, 256, 1)
+    both, y = np.concatenate([other.packed, m.packed]), np.empty((3, 64), np.float32)
+    size = ctypes.c_int64
+    native.slipstream_gemm_each(m.code, size(64), size(256), pointer(both), size(2), pointer(x), size(3), 1, pointer(y))
+    np.testing.assert_array_equal(y, gemm(m, x, exact=True))
 
 
 def test_callers_on_many_threads_do_not_disturb_one_another(isa: str) -> None:

@@ -27,8 +27,8 @@ void* required(Memory& memory, size_t bytes) {
   return data;
 }
 
-// Row panels that one piece of work covers, at most: their activations stay in the second-level cache.
-constexpr int64_t kRowPanels = 16;
+// Bytes of prepared rows that one piece of work covers, at most: they stay in the second-level cache.
+constexpr int64_t kRowBytes = 384 << 10;
 // A piece of work should take at least this long; what bytes of weights and products of numbers take is a rough guess.
 constexpr int64_t kLeastTime = 400, kBytesPerTime = 12, kProductsPerTime = 100;  // ns, 1 / ns
 // Up to as many numbers every thread prepares all rows for itself: that is faster than waiting for others.
@@ -148,7 +148,8 @@ void for_panels(Call call, int64_t panels, size_t panel_bytes, Begin&& begin, F&
     call.shared = &together;
   }
   const int64_t rows = call.input.rows, row_panels = (rows + call.kernels.max_rows - 1) / call.kernels.max_rows;
-  const int64_t blocks = (row_panels + kRowPanels - 1) / kRowPanels;
+  const int64_t row_bytes = call.input.in * (call.plain ? sizeof(float) : call.exact ? 2 : 1);
+  const int64_t blocks = std::min(row_panels, (rows * row_bytes + kRowBytes - 1) / kRowBytes);
   const int64_t products = rows / blocks * call.input.in * kPanel;
   const int64_t time = std::max(static_cast<int64_t>(panel_bytes) / kBytesPerTime, products / kProductsPerTime) + 1;
   const Pieces pieces(panels * blocks, kLeastTime / time + 1);
