@@ -21,7 +21,7 @@ def test_links_and_paths_exist(document: Path) -> None:
     text = document.read_text()
     links = [target for target in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in target]
     assert [target for target in links if not (document.parent / target).exists()] == []
-    scripts = set(re.findall(r"(?<![\w/])scripts/[a-z_.]+[a-z]", text))
+    scripts = set(re.findall(r"(?<![\w/])scripts/[a-z0-9_.-]*[a-z0-9]", text))
     assert {name for name in scripts if not (ROOT / name).exists()} == set()
     pages = set(re.findall(r"(?<![\w/])docs/[\w/-]+\.md", text))
     assert {name for name in pages if not (ROOT / name).exists()} == set()
