@@ -91,6 +91,24 @@ def test_rounds_alternate_and_everybody_gets_the_same_prompts(comparison: Compar
     assert len(set.union(*by_round)) == 3  # and no round has another's
 
 
+def test_a_peer_far_behind_sits_out_after_two_rounds(comparison: Compare, tmp_path: Path) -> None:
+    slow: dict[str, dict[str, object]] = {"vllm": {"speed": 39.0}}  # the best peer, OpenVINO, has 80
+    names = ["openvino", "vllm"]
+
+    def counts(report: Report) -> list[int]:
+        return [len(report.results.samples["smollm2", "decode-1", name]) for name in names]
+
+    report, table = comparison(slow, workloads="decode-1", rounds=4)
+    assert "and so not in every round of each workload: vLLM CPU bf16." in table
+    assert counts(report) == [4, 2]
+    assert rows(tmp_path)["decode-1", "exact"]["vllm"] == pytest.approx(39)
+    assert counts(comparison(slow, workloads="decode-1", rounds=4, thorough=True)[0]) == [4, 4]
+    assert counts(comparison({"vllm": {"speed": 41.0}}, workloads="decode-1", rounds=3)[0]) == [3, 3]
+    late: dict[str, dict[str, object]] = {"vllm": {"first": 0.3}}  # OpenVINO's first token comes at 0.125 s
+    report, _ = comparison(late, workloads="ttft-128", rounds=3)
+    assert [len(report.results.samples["smollm2", "ttft-128", name]) for name in names] == [3, 2]
+
+
 def test_numbers_and_ratios(comparison: Compare, tmp_path: Path) -> None:
     comparison()
     decode = rows(tmp_path)["decode-1", "exact"]

@@ -34,6 +34,9 @@ class PeersOptions:
         Slipstream's --cpu-precision, with commas: each that is named takes part.
     threads
         Threads of every participant, and CPUs that it may use. None: all that this process may use.
+    thorough
+        Measure every peer in every round. Else one that in two rounds has not come to half of the best peer sits out
+        the others of that workload.
     seed
         Seed of the prompts. Every round has prompts of its own.
     json
@@ -50,6 +53,7 @@ class PeersOptions:
     workloads: str = ""
     precision: str = "exact,fast"
     threads: int | None = None
+    thorough: bool = False
     seed: int = 0
     json: Path | None = None
     plot: Path | None = None

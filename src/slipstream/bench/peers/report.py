@@ -151,6 +151,14 @@ def notes(report: Report) -> list[str]:
         reasons.setdefault((name, reason), []).append(workload)
     for (name, reason), workloads in reasons.items():
         said.append(f"{LABELS.get(name, name)} failed in {', '.join(dict.fromkeys(workloads))}: {reason}")
+    short = dict.fromkeys(
+        LABELS.get(name, name)
+        for key, samples in report.results.samples.items()
+        if len(samples) < report.options.rounds and key not in report.results.errors
+        for name in key[2:]
+    )
+    if short:
+        said.append(f"Far behind the best peer, and so not in every round of each workload: {', '.join(short)}.")
     if report.results.bandwidth:
         said.append(f"Memory is read at {max(report.results.bandwidth):.1f} GB/s, the best of all rounds.")
     return said

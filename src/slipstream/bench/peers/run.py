@@ -28,8 +28,8 @@ from slipstream.hardware.disk import cache_folder
 FRESH = ("start", "memory-32")
 """What is measured of a process that has just begun; both of the same one."""
 
-SLOW_START = 30.0
-"""Seconds. A participant that starts slower is started afresh in the first two rounds only."""
+SURE_ROUNDS = 2
+"""A peer that after so many rounds has not come to half of the best peer's median sits the workload out."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,6 @@ class Entrant:
         self._how = how
         self._log = log
         self._process: Process | None = None
-        self.start_seconds = 0.0
 
     def key(self, workload: str) -> tuple[str, str, str]:
         """Where its numbers of a workload are kept."""
@@ -118,7 +117,7 @@ class Entrant:
         """Start the process that rounds are measured with, and pause it. Raises Dead or Failed."""
         self._process = Process(self._how.command, self._how.variables, self._log)
         try:
-            self.start_seconds = self._process.ready()
+            self._process.ready()
         except (Dead, Failed):
             self.end()
             raise
@@ -269,15 +268,29 @@ def _round(
         if name in FRESH:
             continue
         for entrant in order:
-            if name in _asked(options, entrant.participant):
+            if name in _asked(options, entrant.participant) and not _beaten(options, entrant, entrants, results, name):
                 bar.doing(f"{name}: {entrant.participant.label}")
                 entrant.measure(name, seed)
-    fresh = [name for name in FRESH if name in options.workload_names]
     for entrant in order:
-        mine = [name for name in fresh if name in _asked(options, entrant.participant)]
-        if mine and (number < 2 or entrant.start_seconds < SLOW_START):
+        asked = [name for name in FRESH if name in _asked(options, entrant.participant)]
+        left = [name for name in asked if not _beaten(options, entrant, entrants, results, name)]
+        if left:
             bar.doing(f"start afresh: {entrant.participant.label}")
-            entrant.measure_fresh(mine, seed)
+            entrant.measure_fresh(left, seed)
+
+
+def _beaten(options: PeersOptions, entrant: Entrant, entrants: list[Entrant], results: Results, name: str) -> bool:
+    """Whether a peer is so far from the best that its number matters no more."""
+    mine = results.samples.get(entrant.key(name), [])
+    if options.thorough or entrant.participant.precision is not None or len(mine) < SURE_ROUNDS:
+        return False
+    peers = [each for each in entrants if each.participant.precision is None]
+    medians = [median for each in peers if (median := results.median(each.key(name))) is not None]
+    if not medians:
+        return False
+    if WORKLOADS[name].higher_is_better:
+        return max(mine) < max(medians) / 2
+    return min(mine) > min(medians) * 2
 
 
 def _share(model: str, entrants: list[Entrant], results: Results) -> None:
