@@ -33,19 +33,25 @@ struct Packed {
   static constexpr Format f = format(K);
   static constexpr Mode mode = f.mode;
   const uint8_t *low, *high, *scales, *supers;
-  // While group g is read, group g + ahead_first of one panel is fetched, and at last groups of the panel after that.
-  const uint8_t *ahead, *after;
-  int64_t ahead_first, groups;
+  struct Sections {  // at what is fetched while group 0 is read
+    const uint8_t *low, *high, *scales;
+  };
+  Sections ahead, after;  // in the panel that is fetched from first, and in the one after it, from group `turn` on
+  int64_t turn;
   int shared_bits;
   I32 u[8];
   F32 scale, second;  // second: the offset (Mode::minimum), or the scale of inputs 16-31 (Mode::halves)
 
   Packed(const Weight& w, int64_t panel, int64_t stop)
-      : low(w.panel(panel)), high(low + w.high), scales(low + w.scales), supers(low + w.supers), ahead_first(w.ahead_groups),
-        groups(w.groups), shared_bits(w.shared_bits) {
-    // Where there is nothing to fetch it is this panel, which is there already.
-    ahead = panel + w.ahead_panels < stop ? w.panel(panel + w.ahead_panels) : low;
-    after = panel + w.ahead_panels + 1 < stop ? w.panel(panel + w.ahead_panels + 1) : low;
+      : low(w.panel(panel)), high(low + w.high), scales(low + w.scales), supers(low + w.supers), turn(w.groups - w.ahead_groups),
+        shared_bits(w.shared_bits) {
+    const auto sections = [&](int64_t from, int64_t group) {
+      // Where there is nothing to fetch it is this panel, which is there already.
+      const uint8_t* at = from < stop ? w.panel(from) : low;
+      return Sections{at + group * f.low, at + w.high + group * f.high, at + w.scales + (group >> shared_bits) * f.scales};
+    };
+    ahead = sections(panel + w.ahead_panels, w.ahead_groups);
+    after = sections(panel + w.ahead_panels + 1, -turn);
   }
 
   INLINE void read(int64_t g) {
@@ -110,14 +116,12 @@ struct Packed {
   // Into the second-level cache, which can wait for more lines at a time than the first: one thread reads 20 GB/s in this
   // way, and 12 the other way.
   INLINE void prefetch(int64_t g) const {
-    const bool wraps = g + ahead_first >= groups;
-    const uint8_t* panel = wraps ? after : ahead;
-    const int64_t later = g + ahead_first - (wraps ? groups : 0);
-    UNROLL for (int i = 0; i < f.low; i += 64) fetch(panel + later * f.low + i);
-    UNROLL for (int i = 0; i < f.high; i += 64) fetch(panel + (high - low) + later * f.high + i);
-    fetch(panel + (scales - low) + (f.shared ? later >> shared_bits : later) * f.scales);
+    const Sections& from = g < turn ? ahead : after;
+    UNROLL for (int i = 0; i < f.low; i += 64) fetch(from.low + g * f.low + i);
+    UNROLL for (int i = 0; i < f.high; i += 64) fetch(from.high + g * f.high + i);
+    fetch(from.scales + (f.shared ? g >> shared_bits : g) * f.scales);
   }
-  INLINE void start(int64_t g) { prefetch(g), read(g); }
+  INLINE void start(int64_t g) { read(g), prefetch(g); }  // in this order: what is needed now goes first
   INLINE I32 word(int j) const { return u[j]; }
   INLINE I32 times_zero(I32 v) const { return _mm512_slli_epi32(v, f.zero_bits); }
   INLINE F32 first_scale() const { return scale; }
