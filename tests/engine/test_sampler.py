@@ -24,8 +24,14 @@ PROMPT_LEN = 12
 
 stages = {
     name: jax.jit(getattr(sampler, name))
-    for name in ("sample", "truncate", "penalise", "ban_words", "ban_stops", "add_bias", "draw", "logprobs_of")
+    for name in ("truncate", "penalise", "ban_words", "ban_stops", "add_bias", "draw", "logprobs_of")
 }
+
+
+@jax.jit
+def sample_all(logits: jax.Array, slots: Slots, positions: jax.Array) -> jax.Array:
+    """Row i of the logits belongs to slot i."""
+    return sampler.sample(logits, slots, jnp.arange(logits.shape[0], dtype=jnp.int32), positions)
 
 
 def rows_of(*samplings: TokenSampling, tokens: list[list[int]] = HISTORY) -> Slots:
@@ -188,7 +194,7 @@ def test_greedy_takes_the_best_and_all_parameters_together_stay_in_the_vocabular
         temperature=0.7, top_k=9, top_p=0.9, min_p=0.01, typical_p=0.95, repetition_penalty=1.2, frequency_penalty=0.1,
         presence_penalty=0.1, logit_bias=((1, 1.0),), min_tokens=30, stop_token_ids=(2,), bad_token_ids=((3,),), seed=5,
     )  # fmt: skip
-    out = np.asarray(stages["sample"](LOGITS, rows_of(greedy, full, greedy, full), lengths(4)))
+    out = np.asarray(sample_all(LOGITS, rows_of(greedy, full, greedy, full), lengths(4)))
     np.testing.assert_array_equal(out[[0, 2]], LOGITS[[0, 2]].argmax(axis=1))
     assert ((out >= 0) & (out < VOCAB)).all()
 
@@ -196,7 +202,7 @@ def test_greedy_takes_the_best_and_all_parameters_together_stay_in_the_vocabular
 def test_everything_banned_still_gives_a_token() -> None:
     only = TokenSampling(temperature=1.0, top_p=1e-9, min_tokens=30, stop_token_ids=tuple(range(60)))
     x = np.full((1, 60), -5.0, np.float32)
-    token = int(stages["sample"](x, rows_of(only), lengths(1))[0])
+    token = int(sample_all(x, rows_of(only), lengths(1))[0])
     assert 0 <= token < 60
 
 
@@ -231,11 +237,11 @@ def test_banned_tokens_are_never_drawn() -> None:
 def test_a_draw_depends_on_seed_and_position_alone() -> None:
     hot = [TokenSampling(temperature=1.0, seed=seed) for seed in (1, 2**40 + 1, 1, 3)]
     logits = np.broadcast_to(LOGITS[0] / 4, (4, VOCAB))
-    together = np.asarray(stages["sample"](logits, rows_of(*hot), lengths(4)))
-    alone = [int(stages["sample"](logits[:1], rows_of(s), lengths(1))[0]) for s in hot]
+    together = np.asarray(sample_all(logits, rows_of(*hot), lengths(4)))
+    alone = [int(sample_all(logits[:1], rows_of(s), lengths(1))[0]) for s in hot]
     np.testing.assert_array_equal(together, alone)
     assert together[0] == together[2]
-    at = [int(stages["sample"](logits[:1], rows_of(hot[0]), jnp.array([n], jnp.int32))[0]) for n in range(13, 33)]
+    at = [int(sample_all(logits[:1], rows_of(hot[0]), jnp.array([n], jnp.int32))[0]) for n in range(13, 33)]
     assert len(set(at)) > 5, "positions must not share their random numbers"
 
 
@@ -271,3 +277,14 @@ def test_noise_is_gumbel_noise_and_unrelated_between_tokens_positions_and_seeds(
         for lag in (1, 2, 7):
             pairs = centred * np.roll(centred, lag, axis)
             assert abs(pairs.mean()) < 5 / np.sqrt(count), f"axis {axis}, lag {lag}"
+
+
+def test_noise_is_finite_for_every_hash() -> None:
+    """A number of 24 bits and a half rounds up to 1, whose noise is infinite: then any token wins, banned ones too."""
+    extremes = np.array([0, 2**32 - 1], np.uint32)
+    uniform = ((extremes >> 9).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+    assert uniform[0] > 0 and uniform[1] < 1
+    drawn = np.asarray(
+        jax.jit(jax.vmap(lambda p: sampler.noise(jnp.array([1, 2], jnp.uint32), p, 50_000)))(np.arange(1000))
+    )
+    assert np.isfinite(drawn).all()  # 5e7 numbers: with 24 bits three of them would be infinite

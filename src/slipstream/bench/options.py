@@ -211,3 +211,41 @@ class PoolOptions:
             raise ConfigError(f"threads must be at least 1, got {self.threads}")
         if self.rounds < 1 or self.seconds <= 0:
             raise ConfigError(f"rounds and seconds must be over 0, got {self.rounds} and {self.seconds}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """Settings of `slipstream bench step`.
+
+    Parameters
+    ----------
+    streams
+        Numbers of sequences that decode together; each is a table.
+    context
+        Tokens that each of them has in the cache at first.
+    prompt
+        Length of the prompt whose prefill is a table; 0 for none.
+    steps
+        Decoding steps to measure.
+    precision
+        How the native kernels round activations.
+    json
+        Where to write the report.
+    """
+
+    streams: tuple[int, ...] = (1, 8, 32)
+    context: int = 128
+    prompt: int = 512
+    steps: int = 40
+    precision: Literal["exact", "fast"] = "exact"
+    json: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work. Raises ConfigError."""
+        for name in ("context", "steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if not self.streams or min(self.streams) < 1:
+            raise ConfigError("--streams takes numbers of at least 1, such as 1 8 32")
+        if self.prompt < 0:
+            raise ConfigError(f"--prompt must be at least 0, got {self.prompt}")

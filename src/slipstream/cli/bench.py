@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from slipstream.bench.options import AccuracyOptions, PoolOptions, ServeOptions
+from slipstream.bench.options import AccuracyOptions, PoolOptions, ServeOptions, StepOptions
 from slipstream.bench.peers.options import PeersOptions
 
 bench = App(name="bench", default_parameter=Parameter(consume_multiple=True))
@@ -73,3 +73,27 @@ def pool(*, options: Annotated[PoolOptions, Parameter(name="*")] = PoolOptions()
 
     run(options, console=out())
     return 0
+
+
+@bench.command
+def step(
+    model: str = "smollm2-135m",
+    /,
+    *,
+    options: Annotated[StepOptions, Parameter(name="*")] = StepOptions(),
+) -> None:
+    """Show where the time of a step goes on this CPU, part by part, beside what the machine could do at most.
+
+    Parameters
+    ----------
+    model
+        A built-in name, org/name or hf:org/name[@revision][:file] on Hugging Face, or a local folder or GGUF file.
+    """
+    from slipstream.bench.step import run
+    from slipstream.checkpoint import open_checkpoint, resolve
+    from slipstream.cli.console import out
+    from slipstream.cli.progress import StageBars
+
+    with StageBars() as bars:
+        path = resolve(model, progress=bars)
+        run(open_checkpoint(path), options, console=out(), progress=bars)

@@ -16,6 +16,8 @@ from jax import Array, lax
 
 from slipstream.api.sampling import MAX_LOGPROBS
 from slipstream.engine.slots import NO_TOKEN, Slots
+from slipstream.kernels.native.sampling import choose_native
+from slipstream.kernels.ragged import Kernels
 
 BANNED = -1e30  # finite, so that a row in which everything is banned still has a maximum
 
@@ -31,13 +33,50 @@ class Logprobs:
     top: Array
 
 
-def sample(logits: Array, rows: Slots, lengths: Array) -> Array:
-    """Draw a token i32[s] for each row of logits f32[s, v]; `lengths` i32[s] is the position that it will have."""
+def sample(
+    logits: Array,
+    slots: Slots,
+    slot: Array,
+    lengths: Array,
+    *,
+    count: Array | None = None,
+    kernels: Kernels = "reference",
+) -> Array:
+    """Draw a token i32[s] for each row of logits f32[s, v].
+
+    `slot` i32[s] is each row's slot, `lengths` i32[s] the position that its token will have. `count` i32[]: how many
+    rows there are; those after them may get any token.
+    """
+    wants = slots.wishes(slot)
+    choose = CHOOSE[kernels]
+    rows = jnp.int32(logits.shape[0]) if count is None else count
+    special = (
+        (wants.bias_ids[:, 0] != NO_TOKEN)
+        | (wants.bad_words[:, 0, -1] != NO_TOKEN)
+        | (lengths < wants.min_len)
+        | (wants.repetition_penalty != 1)
+        | (wants.frequency_penalty != 0)
+        | (wants.presence_penalty != 0)
+    )
+    # Both branches end in tokens: a branch that handed logits on would copy them.
+    return lax.cond(
+        jnp.any(special),
+        lambda: choose(adjusted(logits, slots.rows(slot), lengths), wants, lengths, rows),
+        lambda: choose(logits, wants, lengths, rows),
+    )
+
+
+def adjusted(logits: Array, rows: Slots, lengths: Array) -> Array:
+    """Logits after bias, bans and penalties."""
     logits = _when(rows.bias_ids[:, 0] != NO_TOKEN, lambda x: add_bias(x, rows), logits)
     logits = _when(rows.bad_words[:, 0, -1] != NO_TOKEN, lambda x: ban_words(x, rows, lengths), logits)
     logits = _when(lengths < rows.min_len, lambda x: ban_stops(x, rows, lengths), logits)
     penalised = (rows.repetition_penalty != 1) | (rows.frequency_penalty != 0) | (rows.presence_penalty != 0)
-    logits = _when(penalised, lambda x: penalise(x, rows, lengths), logits)
+    return _when(penalised, lambda x: penalise(x, rows, lengths), logits)
+
+
+def choose(logits: Array, rows: Slots, lengths: Array, count: Array) -> Array:
+    """The best token of each row, or one drawn from what its truncation leaves."""
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     random = rows.temperature > 0
     return lax.cond(
@@ -45,6 +84,20 @@ def sample(logits: Array, rows: Slots, lengths: Array) -> Array:
         lambda: jnp.where(random, draw(truncate(_heated(logits, rows), rows), rows.seed, lengths), greedy),
         lambda: greedy,
     )
+
+
+def choose_on_cpu(logits: Array, rows: Slots, lengths: Array, count: Array) -> Array:
+    """The same by the native kernels, which know all but typical_p."""
+
+    def native() -> Array:
+        keys = jax.vmap(noise_key)(rows.seed, lengths)
+        return choose_native(logits, count, rows.temperature, rows.top_k, rows.top_p, rows.min_p, keys)
+
+    rare = jnp.any((rows.typical_p < 1) & (rows.temperature > 0))
+    return lax.cond(rare, lambda: choose(logits, rows, lengths, count), native)
+
+
+CHOOSE: dict[Kernels, Callable[[Array, Slots, Array, Array], Array]] = {"reference": choose, "cpu": choose_on_cpu}
 
 
 def add_bias(logits: Array, rows: Slots) -> Array:
@@ -137,11 +190,17 @@ def noise(seed: Array, position: Array, vocab: int) -> Array:
     Threefry makes two words of (seed, position); each token's number is a hash of them and its id. Threefry for every
     token would cost a CPU half as much as the model at 32 rows.
     """
-    key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), position)
-    first, second = jax.random.key_data(key)
+    first, second = noise_key(seed, position)
     bits = _mixed(_mixed(jnp.arange(vocab, dtype=jnp.uint32) + first) ^ second)
-    uniform = ((bits >> 8).astype(jnp.float32) + 0.5) * 2.0**-24  # never 0 or 1
+    # 23 bits and a half are a number that float32 holds exactly: never 0 or 1, whose logarithms are not finite.
+    uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
     return -jnp.log(-jnp.log(uniform))
+
+
+def noise_key(seed: Array, position: Array) -> Array:
+    """The two words u32[2] that a row's noise at a position is made of."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), position)
+    return jax.random.key_data(key)
 
 
 def _mixed(x: Array) -> Array:

@@ -7,7 +7,7 @@ that it samples back, so the next step can start before the host has read anythi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -68,6 +68,10 @@ class Slots:
     def rows(self, slot: Array) -> Slots:
         """The rows of the slots i32[s]."""
         return jax.tree.map(lambda leaf: leaf[slot], self)
+
+    def wishes(self, slot: Array) -> Slots:
+        """The rows of the slots i32[s] without their history: that is long, and most steps do not read it."""
+        return replace(self, history=self.history[:, :0]).rows(slot)
 
     def admit(self, slot: Array, row: Slots) -> Slots:
         """Overwrite one slot with a row from `slot_row`."""

@@ -72,11 +72,11 @@ def make_step(
         x, cache = family.forward(weights, config, ids, ragged, state.cache)
 
         last = jnp.maximum(batch.starts[1:] - 1, 0)
-        logits = family.unembed(weights, config, x[last])
-        rows = state.slots.rows(batch.slots)
-        drawn = sample(logits, rows, batch.lengths)
+        real = jnp.sum(batch.lengths > 0, dtype=jnp.int32)  # they come first
+        logits = family.unembed(weights, config, x[last], real)
+        drawn = sample(logits, state.slots, batch.slots, batch.lengths, count=real, kernels=kernels)
         logprobs = lax.cond(
-            jnp.any(rows.logprobs & batch.samples),
+            jnp.any(state.slots.logprobs[batch.slots] & batch.samples),
             lambda: logprobs_of(logits, drawn),
             lambda: no_logprobs(count, logits.shape[1]),
         )

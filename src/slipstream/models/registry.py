@@ -43,9 +43,9 @@ class Family:
     """A model family as functions.
 
     `from_hf(config)` -> its Config (a `ModelConfig`). `plan(c)` -> tree of Params. `forward(w, c, tokens i32[t], step,
-    cache)` -> (states [t, d], cache). `unembed(w, c, states [r, d])` -> logits float32 [r, v]. `model_types` and
-    `architectures` are the names in config.json that it answers to. `unread`: patterns (of fnmatch) of tensors in its
-    checkpoints that the plan does not ask for, such as an image tower.
+    cache)` -> (states [t, d], cache). `unembed(w, c, states [r, d], real)` -> logits float32 [r, v], those of the first
+    `real` rows (None: all). `model_types` and `architectures` are the names in config.json that it answers to.
+    `unread`: patterns (of fnmatch) of tensors in its checkpoints that the plan does not ask for, as of an image tower.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Family:
     from_hf: Callable[[Mapping[str, Any]], Any]
     plan: Callable[[Any], Any]
     forward: Callable[[Any, Any, Array, Step, KVCache], tuple[Array, KVCache]]
-    unembed: Callable[[Any, Any, Array], Array]
+    unembed: Callable[..., Array]
     unread: tuple[str, ...] = ()
 
 

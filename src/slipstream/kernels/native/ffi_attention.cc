@@ -5,12 +5,14 @@
 // to be rotated, the weights of the norms of q's and k's heads f32[h], or f32[0] for no norm.
 // Results: f32[t, n, h], the cache's k and v. Attributes: layout ("by_token" or "by_head"), scale f32, window i64 (0: none),
 // soft_cap f32 (0: none), q_norm_eps, q_norm_offset, k_norm_eps, k_norm_offset f32.
+#include <algorithm>
 #include <new>
 #include <string>
 #include <string_view>
 
 #include "attention.h"
 #include "entry.h"
+#include "trace.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace slipstream {
@@ -35,11 +37,25 @@ bool same_shape(const Buffer& a, std::initializer_list<int64_t> b) {
   return true;
 }
 
+// Writes down what a call will read and do.
+void note(Traced& trace, const Attention& c, int64_t element_bytes) {
+  Call& call = trace.call;
+  call.part = Part::attention, call.in = c.heads, call.out = c.size;
+  for (int64_t row = 0; row < c.rows; ++row) {
+    const int64_t count = c.starts[row + 1] - c.starts[row], length = c.lengths[row];
+    if (count == 0) continue;
+    const int64_t most = c.window > 0 ? c.window : length;
+    call.rows += count, call.bytes += 2 * std::min(length, most + count - 1) * c.kv_heads * c.size * element_bytes;
+    for (int64_t i = 0; i < count; ++i) call.operations += 4 * std::min(length - count + 1 + i, most) * c.heads * c.size;
+  }
+}
+
 ffi::Error attention(Values q, Values k, Values v, ffi::AnyBuffer cache_k, ffi::AnyBuffer cache_v,
                      ffi::BufferR0<ffi::S32> layer, Numbers starts, Numbers lengths, ffi::BufferR2<ffi::S32> pages, Angles cos,
                      Angles sin, Weights q_norm, Weights k_norm, ffi::Result<Values> out, ffi::Result<ffi::AnyBuffer> new_k, ffi::Result<ffi::AnyBuffer> new_v,
                      std::string_view layout, float scale, int64_t window, float soft_cap, float q_norm_eps,
                      float q_norm_offset, float k_norm_eps, float k_norm_offset) {
+  Traced trace;
   Attention c{};
   c.tokens = q.dimensions()[0], c.heads = q.dimensions()[1], c.size = q.dimensions()[2], c.kv_heads = k.dimensions()[1];
   c.rows = lengths.dimensions()[0], c.pages_per_row = pages.dimensions()[1];
@@ -102,6 +118,7 @@ ffi::Error attention(Values q, Values k, Values v, ffi::AnyBuffer cache_k, ffi::
   } catch (const std::bad_alloc&) {
     return wrong("out of memory");
   }
+  note(trace, c, static_cast<int64_t>(ffi::ByteWidth(cache_k.element_type())));
   return ffi::Error::Success();
 }
 

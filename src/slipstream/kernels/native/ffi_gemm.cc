@@ -2,6 +2,7 @@
 // scan over layers slices nothing. Attributes `kinds` and `starts` i64[weights * layers]: each layer's kind and where its bytes
 // start. `count` is how many rows are real: the others are not computed and come out as zeros. Operands that a call does not
 // need have no elements: norm f32[0], after f32[0], residual f32[0, 0].
+#include <algorithm>
 #include <cstring>
 #include <new>
 #include <string>
@@ -10,6 +11,7 @@
 
 #include "gemm.h"
 #include "rows.h"
+#include "trace.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace slipstream {
@@ -99,6 +101,16 @@ class Checks {
   const char* failed_ = nullptr;
 };
 
+// Writes down what a call reads and does.
+void note(Traced& trace, Part part, const Input& input, std::initializer_list<const Weight*> weights) {
+  Call& call = trace.call;
+  call.part = part, call.rows = input.rows, call.in = input.in;
+  for (const Weight* w : weights) {
+    call.weights++, call.out += w->out;
+    call.bytes += static_cast<int64_t>(w->bytes()), call.operations += 2 * input.rows * w->in * w->out;
+  }
+}
+
 void clear_padding(Floats& y, int64_t rows) {
   const int64_t t = y.dimensions()[0], out = y.dimensions()[1];
   if (rows < t) std::memset(y.typed_data() + rows * out, 0, (t - rows) * out * sizeof(float));
@@ -121,6 +133,7 @@ const float* product_residual(const Finish& finish) { return finish.needed() ? n
 ffi::Error gemm(Floats x, Vector norm, Vector after, Floats residual, Scalar layer, Scalar count, ffi::RemainingArgs weights,
                 ffi::RemainingRets results, Numbers kinds, Numbers starts, bool exact, float norm_eps, float norm_offset,
                 float after_eps, float after_offset) {
+  Traced trace;
   Checks checks;
   const Input input = checks.input(x, norm, count, norm_eps, norm_offset);
   const bool alone = after.element_count() == 0 && residual.element_count() == 0;
@@ -138,6 +151,7 @@ ffi::Error gemm(Floats x, Vector norm, Vector after, Floats residual, Scalar lay
     const Weight w = checks.weight({weights.size(), kinds, starts}, i, out, input.in, *stack, *layer.typed_data());
     finish = checks.finish(after, residual, **y, after_eps, after_offset);
     products.push_back({w, (**y).typed_data(), product_residual(finish)});
+    note(trace, Part::products, input, {&w});
     ys.push_back(**y);
   }
   return run(checks, [&] {
@@ -151,6 +165,7 @@ ffi::Error mlp(Floats x, Vector norm, Vector after, Floats residual, Scalar laye
                Bytes up_stack, Bytes down_stack, Result y, Numbers kinds, Numbers starts, int64_t hidden,
                std::string_view activation, bool exact, float norm_eps, float norm_offset, float after_eps,
                float after_offset) {
+  Traced trace;
   Checks checks;
   const Input input = checks.input(x, norm, count, norm_eps, norm_offset);
   const Gate gate = checks.gate(activation);
@@ -163,6 +178,7 @@ ffi::Error mlp(Floats x, Vector norm, Vector after, Floats residual, Scalar laye
     u = checks.weight(places, 1, hidden, input.in, up_stack, at);
     d = checks.weight(places, 2, out, hidden, down_stack, at);
     finish = checks.finish(after, residual, *y, after_eps, after_offset);
+    note(trace, Part::feed_forward, input, {&g, &u, &d});
   }
   return run(checks, [&] {
     multiply_mlp(input, exact, gate, g, u, {d, y->typed_data(), product_residual(finish)});
@@ -172,6 +188,8 @@ ffi::Error mlp(Floats x, Vector norm, Vector after, Floats residual, Scalar laye
 }
 
 ffi::Error rows(Ids ids, Scalar count, Bytes stack, Result y, Numbers kinds, Numbers starts, int64_t out, float scale) {
+  Traced trace;
+  trace.call.part = Part::rows;
   Checks checks;
   const bool shaped = checks.require(y->dimensions().size() == 2 && y->dimensions()[0] == ids.dimensions()[0],
                                      "the result must be [ids, in]");
@@ -179,6 +197,8 @@ ffi::Error rows(Ids ids, Scalar count, Bytes stack, Result y, Numbers kinds, Num
   return run(checks, [&] {
     const int64_t real = *count.typed_data(), t = ids.dimensions()[0], n = real < 0 ? 0 : real < t ? real : t;
     read_rows(w, ids.typed_data(), n, scale, y->typed_data());
+    trace.call.weights = 1, trace.call.in = w.in, trace.call.out = w.out, trace.call.rows = n;
+    trace.call.bytes = n * static_cast<int64_t>(w.bytes()) / std::max<int64_t>(w.out, 1);
     clear_padding(*y, n);
   });
 }

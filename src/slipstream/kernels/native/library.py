@@ -26,6 +26,7 @@ TARGETS = (
     "slipstream_ffi_gemm",
     "slipstream_ffi_mlp",
     "slipstream_ffi_rows",
+    "slipstream_ffi_sample",
 )
 """The handlers, registered with XLA under their own names."""
 

@@ -17,9 +17,9 @@ void finish_row(const Finish& finish, float* y, const float* residual, int64_t w
   for (; i + kLanes <= width; i += kLanes)
     for (int j = 0; j < kLanes; ++j) sums[j] += y[i + j] * y[i + j];
   for (; i < width; ++i) sums[0] += y[i] * y[i];
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
-  const float factor = 1.0f / std::sqrt(sums[0] / static_cast<float>(width) + finish.eps);
+  float total = 0.0f;
+  for (const float sum : sums) total += sum;
+  const float factor = 1.0f / std::sqrt(total / static_cast<float>(width) + finish.eps);
   for (i = 0; i < width; ++i) {
     const float value = y[i] * factor * (finish.norm[i] + finish.offset);
     y[i] = residual ? residual[i] + value : value;

@@ -194,7 +194,7 @@ def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) ->
     return Norm(w.final_norm, c.norm_eps, 1.0)(x), cache
 
 
-def unembed(w: Weights, c: Config, x: Array) -> Array:
-    """Logits float32 [r, v] of states `x` [r, d]."""
-    logits = dot("rd,vd->rv", x, w.embed if w.head is None else w.head, dtype=jnp.float32)
+def unembed(w: Weights, c: Config, x: Array, real: Array | None = None) -> Array:
+    """Logits float32 [r, v] of states `x` [r, d], of which the first `real` i32[] are wanted (None: all)."""
+    logits = dot("rd,vd->rv", x, w.embed if w.head is None else w.head, Around(real=real), dtype=jnp.float32)
     return soft_cap(logits, c.logit_cap)

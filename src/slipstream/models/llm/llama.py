@@ -175,6 +175,6 @@ def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) ->
     return Norm(w.final_norm, c.norm_eps)(x), cache
 
 
-def unembed(w: Weights, c: Config, x: Array) -> Array:
-    """Logits float32 [r, v] of states `x` [r, d]."""
-    return dot("rd,vd->rv", x, w.embed if w.head is None else w.head, dtype=jnp.float32)
+def unembed(w: Weights, c: Config, x: Array, real: Array | None = None) -> Array:
+    """Logits float32 [r, v] of states `x` [r, d], of which the first `real` i32[] are wanted (None: all)."""
+    return dot("rd,vd->rv", x, w.embed if w.head is None else w.head, Around(real=real), dtype=jnp.float32)
