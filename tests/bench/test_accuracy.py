@@ -46,7 +46,7 @@ def predictions(model: Model) -> np.ndarray:
 def test_numbers_are_those_of_whole_forwards() -> None:
     """Taken in float64 from one step; by steps that cut texts up, hold several, and end in padding."""
     stored = quantized.checkpoint(CONFIG, jitter=0.3)
-    exact, fast = measure(stored, TEXTS, [Mode("exact"), Mode("fast")], step_tokens=32)
+    exact, fast = measure(stored, TEXTS, [Mode("exact", "float32"), Mode("fast", "float32")], step_tokens=32)
     p, q = (predictions(Model.read(CONFIG, stored.source, *way)) for way in (("reference", "exact"), ("cpu", "fast")))
     following = np.concatenate([text[1:] for text in TEXTS])
     each = np.arange(len(following))

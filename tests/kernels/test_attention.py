@@ -174,3 +174,42 @@ def test_low_precision_cache_rounds_keys_and_values_only() -> None:
     rounded = (np.asarray(jnp.asarray(x, jnp.bfloat16).astype(jnp.float32)) for x in (k, v))
     assert cache.k.dtype == jnp.bfloat16
     np.testing.assert_allclose(out, reference(q, *rounded, 0.3, None, None), atol=2e-6)
+
+
+def test_an_int8_cache_holds_a_scale_for_each_token_and_head() -> None:
+    rng = np.random.default_rng(3)
+    k, v = rng.normal(size=(2, 12, 2, 8)).astype(np.float32)
+    q = rng.normal(size=(12, 4, 8)).astype(np.float32)
+    k[3], v[5, 1] = 0, 1e-35
+    cache = KVCache.zeros(1, 4, 4, 2, 8, jnp.dtype(jnp.int8))
+    out, cache = attend(cache, 0, jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), Step.whole(12, 4), scale=0.3)
+    held = []
+    for values, scales, exact in ((cache.k, cache.k_scale, k), (cache.v, cache.v_scale, v)):
+        wide = np.asarray(values, np.float32)[0, :3].reshape(12, 2, 8) * np.asarray(scales)[0, :3].reshape(12, 2, 1)
+        assert np.all(np.abs(wide - exact) <= np.abs(exact).max(axis=-1, keepdims=True) * 0.50001 / 127 + 1e-30)
+        held.append(wide)
+    np.testing.assert_allclose(out, reference(q, *held, 0.3, None, None), atol=2e-6)
+
+
+def test_float16_saturates() -> None:
+    k = jnp.full((2, 1, 4), 1e5)
+    cache = KVCache.zeros(1, 1, 4, 1, 4, jnp.dtype(jnp.float16))
+    out, cache = attend(cache, 0, k, k, -k, Step.whole(2, 4), scale=1e-10)
+    assert np.asarray(cache.k).max() == 65504
+    np.testing.assert_array_equal(out, -65504.0)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_token_that_a_query_does_not_see_does_not_reach_it(window: int | None) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(x) for x in rng.normal(size=(3, 12, 2, 8)).astype(np.float32))
+
+    def run(k: jax.Array, v: jax.Array) -> np.ndarray:
+        cache = KVCache.zeros(1, 3, 4, 2, 8, jnp.dtype(jnp.float32))
+        return np.asarray(attend(cache, 0, q, k, v, Step.whole(12, 4), scale=0.3, window=window)[0])
+
+    clean, dirty = run(k, v), run(k.at[5].set(jnp.nan), v.at[5].set(jnp.inf))
+    past = 12 if window is None else 5 + window
+    np.testing.assert_array_equal(clean[:5], dirty[:5])
+    np.testing.assert_array_equal(clean[past:], dirty[past:])
+    assert np.isnan(dirty[5:past]).all()

@@ -20,6 +20,7 @@ from jax import Array
 from slipstream.checkpoint.loading import load
 from slipstream.checkpoint.progress import Progress, silent
 from slipstream.engine.memory import KVShape
+from slipstream.engine.memory import kv_dtype as cache_type
 from slipstream.engine.placement import Placement
 from slipstream.errors import ConfigError
 from slipstream.kernels.native import library
@@ -160,7 +161,7 @@ class _Pass:
 
     def __init__(self, model: _Model, weights: Any, kernels: Kernels, kv_dtype: str) -> None:
         c = model.config
-        dtype = jnp.dtype(jnp.float32 if kv_dtype == "auto" else kv_dtype)
+        dtype = cache_type(kv_dtype, np.dtype(np.float32), model.device.platform)
         pages = sum(-(-len(text) // PAGE) for text in model.texts)
         self.weights = weights
         self._steps = model.steps(kernels)

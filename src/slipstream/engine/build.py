@@ -17,7 +17,7 @@ from slipstream.checkpoint.progress import Progress, silent
 from slipstream.engine.compiles import CompileCounter, use_compile_cache
 from slipstream.engine.config import EngineConfig
 from slipstream.engine.loop import Engine
-from slipstream.engine.memory import KVShape, device_limit
+from slipstream.engine.memory import KVShape, device_limit, kv_dtype
 from slipstream.engine.pages import PagePool
 from slipstream.engine.placement import Placement
 from slipstream.engine.runner import JaxRunner
@@ -48,8 +48,8 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
         keep_freed_memory()
     limit = device_limit(device, config.memory_fraction)
     dtype = _dtype(config.dtype, jnp.dtype(jnp.float32 if device.platform == "cpu" else jnp.bfloat16))
-    kv_dtype = _dtype(config.kv_dtype, dtype)
-    kv = KVShape(model.layers, model.kv_heads, model.head_dim, config.page_size, kv_dtype)
+    held = kv_dtype(config.kv_dtype, dtype, device.platform)
+    kv = KVShape(model.layers, model.kv_heads, model.head_dim, config.page_size, held)
     pages_each = -(-max_len // config.page_size)
     shapes = ShapePolicy(config.max_seqs, config.max_batched_tokens, pages_each)
 
@@ -96,7 +96,7 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
         weight_bytes=budget.weights,
         temporary_bytes=budget.temporaries,
         dtype=str(dtype),
-        kv_dtype=str(kv_dtype),
+        kv_dtype=str(held),
         platform=device.platform,
         device=device.device_kind,
         num_devices=1,

@@ -8,6 +8,7 @@ from typing import Literal
 from slipstream.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+KVDType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,8 @@ class EngineConfig:
     dtype
         Type of weights and activations. auto: float32 on a CPU, bfloat16 on an accelerator.
     kv_dtype
-        Type of the KV cache. auto: the same as dtype.
+        Type of the KV cache. auto: float16 on a CPU (half of float32, and as accurate), on an accelerator the same as
+        dtype. int8: half of that again, with a scale for each token and head; `slipstream bench accuracy` measures it.
     max_seqs
         Most sequences that share a step.
     max_model_len
@@ -50,7 +52,7 @@ class EngineConfig:
     """
 
     dtype: DType = "auto"
-    kv_dtype: DType = "auto"
+    kv_dtype: KVDType = "auto"
     max_seqs: int = 32
     max_model_len: int | None = None
     max_batched_tokens: int = 512

@@ -10,9 +10,12 @@ Sources: paged attention is Kwon et al. 2023 (arXiv:2309.06180); the running sof
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from slipstream.kernels.native.attention import attend_native
@@ -23,6 +26,8 @@ from slipstream.kernels.rotary import Angles, rotate
 CHUNK_BLOCK = 32  # queries of one prefill block: enough to fill a product, few enough to waste little on a short tail
 BLOCKS_AT_ONCE = 8  # prefill blocks that share one iteration
 CONTEXT_BLOCK = 256  # cached tokens read by one iteration of the inner loop
+SMALLEST_SCALED = 1e-30  # a head of smaller numbers is zeros in an int8 cache
+LARGEST_HALF = 65504.0
 MASKED = -1e30  # below every real score, yet finite: a fully masked row must not make NaNs
 
 
@@ -95,9 +100,36 @@ def write(cache: KVCache, layer: Array | int, k: Array, v: Array, step: Step) ->
     offset = step.positions % size
 
     def put(pages: Array, values: Array) -> Array:
-        return pages.at[layer, page, offset].set(values.astype(pages.dtype), mode="drop")
+        return pages.at[layer, page, offset].set(values, mode="drop")
 
-    return KVCache(put(cache.k, k), put(cache.v, v))
+    if cache.k_scale is None or cache.v_scale is None:
+        k, v = (_within(x, cache.k.dtype).astype(cache.k.dtype) for x in (k, v))
+        return replace(cache, k=put(cache.k, k), v=put(cache.v, v))
+    (k, k_scale), (v, v_scale) = quantize(k), quantize(v)
+    new_k, new_v = put(cache.k, k), put(cache.v, v)
+    return replace(cache, k=new_k, v=new_v, k_scale=put(cache.k_scale, k_scale), v_scale=put(cache.v_scale, v_scale))
+
+
+def quantize(x: Array) -> tuple[Array, Array]:
+    """`x` [t, k, h] as int8 with a float32 scale [t, k] each: q * scale is near x.
+
+    A head whose numbers are all below SMALLEST_SCALED is zeros; the scale of one that is not finite is NaN. Bit for bit
+    what the native kernels do, given the same x.
+    """
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x), axis=-1)
+    there = largest > SMALLEST_SCALED
+    inverse = jnp.where(there, 127.0 / largest, 0.0)
+    scale = jnp.where(there, largest * np.float32(1 / 127), 0.0)
+    values = jnp.round(x * inverse[..., None]).astype(jnp.int8)
+    return values, jnp.where(jnp.isfinite(largest), scale, jnp.nan)
+
+
+def _within(x: Array, dtype: jnp.dtype) -> Array:
+    """What is beyond the largest float16 becomes that, not infinity."""
+    if dtype != jnp.float16:
+        return x
+    return jnp.clip(x.astype(jnp.float32), -LARGEST_HALF, LARGEST_HALF)
 
 
 def decode_blocks(step: Step, tokens: int) -> QueryBlocks:
@@ -159,8 +191,8 @@ def _attend_blocks(
             best, total, acc = carry
             page = lax.dynamic_slice_in_dim(pages[rows], j * pages_at_once, pages_at_once, axis=1)
             keys, values = (
-                cached[layer, page].reshape(group, context, kv_heads, size).astype(jnp.float32)
-                for cached in (cache.k, cache.v)
+                _gathered(pages, scales, layer, page).reshape(group, context, kv_heads, size)
+                for pages, scales in ((cache.k, cache.k_scale), (cache.v, cache.v_scale))
             )
             scores = jnp.einsum("jrkgh,jckh->jkgrc", query, keys, precision=lax.Precision.HIGHEST)
             if soft_cap is not None:
@@ -177,7 +209,7 @@ def _attend_blocks(
             total = total * keep + jnp.sum(weights, axis=-1)
             # Pages that this row does not own may hold anything, NaN too: 0 * NaN must not reach the sum.
             values = jnp.where((key_position < step.lengths[rows][:, None])[..., None, None], values, 0.0)
-            mixed = jnp.einsum("jkgrc,jckh->jkgrh", weights, values, precision=lax.Precision.HIGHEST)
+            mixed = _mix(weights, values)
             return new_best, total, acc * keep[..., None] + mixed
 
         shape = (group, kv_heads, heads // kv_heads, token.shape[1])
@@ -189,6 +221,27 @@ def _attend_blocks(
 
     groups = -(-blocks.real // group)
     return lax.fori_loop(0, groups, one_group, out)
+
+
+def _gathered(pages: Array, scales: Array | None, layer: Array | int, page: Array) -> Array:
+    """Keys or values of pages of one layer, in float32."""
+    held = pages[layer, page].astype(jnp.float32)
+    return held if scales is None else held * scales[layer, page][..., None]
+
+
+def _mix(weights: Array, values: Array) -> Array:
+    """Sums of `values` [j, c, k, h] by `weights` [j, k, g, r, c], which are 0 where a query does not see the value.
+
+    A value that is not finite makes NaN of the sums of those queries that see it, and of no others.
+    """
+    mix = partial(jnp.einsum, "jkgrc,jckh->jkgrh", precision=lax.Precision.HIGHEST)
+    finite = jnp.isfinite(values)
+
+    def apart(weights: Array, values: Array) -> Array:
+        tainted = mix((weights != 0).astype(jnp.float32), (~finite).astype(jnp.float32)) > 0
+        return jnp.where(tainted, jnp.nan, mix(weights, jnp.where(finite, values, 0.0)))
+
+    return lax.cond(jnp.all(finite), mix, apart, weights, values)
 
 
 IMPLEMENTATIONS = {"reference": attend_reference, "cpu": attend_native}

@@ -22,11 +22,15 @@ class KVCache:
 
     `layout` by_token: `k` and `v` are [l, P, b, k, h]. by_head: `k` is [l, P, k, h, b] and `v` [l, P, k, b, h], so that
     a vector register holds one element of neighbouring keys; only the native CPU kernels read that.
+    A cache of int8 has a float32 scale for each token and KV head: `k_scale` and `v_scale`, [l, P, b, k] by_token and
+    [l, P, k, b] by_head; a number q stands for q * scale. Others have None.
     """
 
     k: Array
     v: Array
     layout: Layout = field(default="by_token", metadata={"static": True})
+    k_scale: Array | None = None
+    v_scale: Array | None = None
 
     @classmethod
     def zeros(
@@ -45,7 +49,11 @@ class KVCache:
             "by_head": ((kv_heads, head_dim, page_size), (kv_heads, page_size, head_dim)),
         }
         k, v = (jnp.zeros((layers, pages, *shape), dtype) for shape in shapes[layout])
-        return cls(k, v, layout)
+        if dtype != jnp.int8:
+            return cls(k, v, layout)
+        scales = {"by_token": (page_size, kv_heads), "by_head": (kv_heads, page_size)}
+        k_scale, v_scale = (jnp.zeros((layers, pages, *scales[layout]), jnp.float32) for _ in range(2))
+        return cls(k, v, layout, k_scale, v_scale)
 
     @property
     def page_size(self) -> int:

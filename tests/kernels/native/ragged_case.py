@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,13 @@ assert native is not None, "build the native library first (see CONTRIBUTING.md)
 native.slipstream_attend.restype = ctypes.c_char_p
 native.slipstream_isa.restype = ctypes.c_char_p
 
-TYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+TYPES = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "i8": np.dtype(np.int8),
+}
+UNTOUCHED = -128  # of a cache of int8: no number is rounded to that
 LAYOUTS = ("by_token", "by_head")
 LAYERS, LAYER = 2, 1
 NORM_EPS, NORM_OFFSET = 1e-3, 1.0
@@ -39,7 +45,7 @@ class Call(ctypes.Structure):
         *[(name, ctypes.c_void_p) for name in ["q", "k", "v"]],
         *[(name, ctypes.c_int64) for name in ["q_stride", "k_stride", "v_stride"]],
         *[(name, HeadNorm) for name in ["q_norm", "k_norm"]],
-        *[(name, ctypes.c_void_p) for name in ["cos", "sin", "cache_k", "cache_v"]],
+        *[(name, ctypes.c_void_p) for name in ["cos", "sin", "cache_k", "cache_v", "k_scale", "v_scale"]],
         *[(name, ctypes.c_int) for name in ["type", "layout"]],
         *[(name, ctypes.c_void_p) for name in ["starts", "lengths", "page_table"]],
         ("scale", ctypes.c_float),
@@ -103,8 +109,11 @@ class Pool:
         if self.options.layout == "by_head":
             k_shape = (LAYERS, self.pages, s.kv_heads, s.size, s.page)
             v_shape = (LAYERS, self.pages, s.kv_heads, s.page, s.size)
-        self.raw_k = np.full(k_shape, np.nan, TYPES[self.options.type])
-        self.raw_v = np.full(v_shape, np.nan, TYPES[self.options.type])
+        nothing = UNTOUCHED if self.options.type == "i8" else np.nan
+        self.raw_k = np.full(k_shape, nothing, TYPES[self.options.type])
+        self.raw_v = np.full(v_shape, nothing, TYPES[self.options.type])
+        scales = k_shape[:3] + k_shape[4:] if self.options.layout == "by_head" else by_token[:4]
+        self.raw_k_scale, self.raw_v_scale = np.full((2, *scales), np.nan, np.float32)
         self.free = list(range(self.pages - 1, -1, -1))  # page 0 is in use from the first row on
 
     @property
@@ -114,6 +123,21 @@ class Pool:
     @property
     def v(self) -> np.ndarray:
         return self.raw_v.transpose(0, 1, 3, 2, 4) if self.options.layout == "by_head" else self.raw_v
+
+    @property
+    def k_scale(self) -> np.ndarray:
+        return self.raw_k_scale.swapaxes(2, 3) if self.options.layout == "by_head" else self.raw_k_scale
+
+    @property
+    def v_scale(self) -> np.ndarray:
+        return self.raw_v_scale.swapaxes(2, 3) if self.options.layout == "by_head" else self.raw_v_scale
+
+    def widened(self, name: str) -> np.ndarray:
+        """Keys or values as the numbers that they stand for, in float32; NaN where nothing was written."""
+        held, scale = getattr(self, name).astype(np.float32), getattr(self, f"{name}_scale")[..., None]
+        if self.options.type != "i8":
+            return held
+        return np.where(np.isnan(scale) & (held == UNTOUCHED), np.nan, np.nan_to_num(held * scale))
 
     def own(self, name: int, length: int) -> list[int]:
         """The pages of a sequence, as many as `length` tokens need."""
@@ -125,9 +149,11 @@ class Pool:
     def fill(self, name: int, k: np.ndarray, v: np.ndarray) -> None:
         """Put keys and values where a former step would have left them."""
         pages, size = self.own(name, len(k)), self.sizes.page
+        (k, k_scale), (v, v_scale) = stored(k, self.options), stored(v, self.options)
         for at in range(len(k)):
-            self.k[LAYER, pages[at // size], at % size] = k[at]
-            self.v[LAYER, pages[at // size], at % size] = v[at]
+            place = LAYER, pages[at // size], at % size
+            self.k[place], self.v[place] = k[at], v[at]
+            self.k_scale[place], self.v_scale[place] = k_scale[at], v_scale[at]
 
 
 @dataclass(frozen=True)
@@ -146,6 +172,7 @@ class Step:
     rows: Sequence[Row]
     tokens: int
     slots: int
+    fence: Callable[[np.ndarray], np.ndarray] = lambda array: array
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -171,10 +198,16 @@ class Step:
             q[here], k[here], v[here] = sequence.q[there], sequence.k[there], sequence.v[there]
             cos[here], sin[here] = (a[there] for a in angles(row.length, s.size))
         out = np.full(q.shape, np.nan, np.float32)
+        pool = self.pool
+        pool.raw_k, pool.raw_v = self.fence(pool.raw_k), self.fence(pool.raw_v)
+        pool.raw_k_scale, pool.raw_v_scale = self.fence(pool.raw_k_scale), self.fence(pool.raw_v_scale)
         arrays = {"q": q, "k": k, "v": v, "starts": self.starts, "lengths": lengths, "page_table": table, "out": out}
-        arrays |= {"cache_k": self.pool.raw_k, "cache_v": self.pool.raw_v}
         if o.rotate:
             arrays |= {"cos": cos, "sin": sin}
+        arrays = {name: self.fence(array) for name, array in arrays.items()}
+        arrays |= {"cache_k": pool.raw_k, "cache_v": pool.raw_v}
+        if o.type == "i8":
+            arrays |= {"k_scale": pool.raw_k_scale, "v_scale": pool.raw_v_scale}
         call = Call(
             tokens=self.tokens,
             heads=s.heads,
@@ -195,7 +228,7 @@ class Step:
             window=o.window,
             soft_cap=o.soft_cap,
         )
-        weights = norm_weights(s.size)
+        weights = tuple(self.fence(weight) for weight in norm_weights(s.size))
         if o.norm:
             call.q_norm, call.k_norm = (HeadNorm(w.ctypes.data, NORM_EPS, NORM_OFFSET) for w in weights)
         arrays |= {name: value for name, value in changes.items() if isinstance(value, np.ndarray)}
@@ -207,7 +240,7 @@ class Step:
         wrong = native.slipstream_attend(ctypes.byref(call))
         if wrong is not None:
             raise ValueError(wrong.decode())
-        return out
+        return arrays["out"]
 
 
 def norm_weights(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -236,15 +269,37 @@ def rotated(x: np.ndarray) -> np.ndarray:
     return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
 
 
-def cached(sequence: Tokens, options: Options) -> Tokens:
-    """The sequence as the cache holds it: queries and keys normed and rotated, keys and values rounded."""
-    kind = TYPES[options.type]
+def stored(x: np.ndarray, options: Options) -> tuple[np.ndarray, np.ndarray]:
+    """Keys or values x [length, k, h] in the cache's type, and their scales [length, k], 1 but for int8."""
+    x = x.astype(np.float32)
+    if options.type != "i8":
+        limit = 65504 if options.type == "f16" else np.inf
+        return np.clip(x, -limit, limit).astype(TYPES[options.type]), np.ones(x.shape[:2], np.float32)
+    largest = np.abs(x).max(axis=-1)
+    there = largest > 1e-30
+    inverse = np.divide(np.float32(127), largest, where=there, out=np.zeros_like(largest))
+    values = np.rint(x * inverse[..., None]).astype(np.int8)
+    return values, np.where(there, largest * np.float32(1 / 127), np.float32(0))
+
+
+def prepared(sequence: Tokens, options: Options) -> Tokens:
+    """The sequence with queries and keys normed and rotated."""
     if options.norm:
         q, k = norm_weights(sequence.q.shape[-1])
         sequence = replace(sequence, q=normed(sequence.q, q), k=normed(sequence.k, k))
     if options.rotate:
         sequence = replace(sequence, q=rotated(sequence.q), k=rotated(sequence.k))
-    return replace(sequence, **{name: getattr(sequence, name).astype(np.float32).astype(kind) for name in ("k", "v")})
+    return sequence
+
+
+def cached(sequence: Tokens, options: Options) -> Tokens:
+    """The sequence as the cache holds it: prepared, and the keys and values rounded."""
+    sequence = prepared(sequence, options)
+    rounded = {}
+    for name in ("k", "v"):
+        values, scale = stored(getattr(sequence, name), options)
+        rounded[name] = values.astype(np.float32) * scale[..., None]
+    return replace(sequence, **rounded)
 
 
 def reference(sequence: Tokens, row: Row, options: Options) -> np.ndarray:

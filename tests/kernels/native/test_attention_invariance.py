@@ -15,6 +15,8 @@ OPTIONS = [
     Options(layout="by_head", type="f16", rotate=True),
     Options(layout="by_token", type="bf16", window=100, soft_cap=3.0, norm=True),
     Options(layout="by_head", window=70),
+    Options(layout="by_head", type="i8", rotate=True, norm=True),
+    Options(layout="by_token", type="i8", window=90),
 ]
 
 
@@ -33,8 +35,8 @@ def sequences(sizes: Sizes = SIZES) -> dict[int, Tokens]:
 
 def computed(
     steps: Sequence[Sequence[Row]], options: Options, sizes: Sizes = SIZES
-) -> tuple[dict[int, np.ndarray], dict[int, tuple[np.ndarray, np.ndarray]]]:
-    """What these steps give for each sequence, and the keys and values that they leave in the cache, as bits."""
+) -> tuple[dict[int, np.ndarray], dict[int, tuple[np.ndarray, ...]]]:
+    """What these steps give for each sequence, and the keys, values and scales they leave in the cache, as bits."""
     inputs = sequences(sizes)
     pool = Pool(sizes, options, pages=sum(-(-length // sizes.page) for length in LENGTHS.values()) + 2)
     outputs: dict[int, list[np.ndarray]] = {}
@@ -46,7 +48,8 @@ def computed(
     kept = {}
     for name, pages in pool.owned.items():
         k, v = (x[LAYER, pages].reshape(-1, sizes.kv_heads, sizes.size)[: LENGTHS[name]] for x in (pool.k, pool.v))
-        kept[name] = (k.view(f"u{k.itemsize}"), v.view(f"u{v.itemsize}"))
+        scales = (x[LAYER, pages].reshape(-1, sizes.kv_heads)[: LENGTHS[name]] for x in (pool.k_scale, pool.v_scale))
+        kept[name] = tuple(x.view(f"u{x.itemsize}") for x in (k, v, *scales))
     return {name: np.concatenate(parts).view(np.uint32) for name, parts in outputs.items()}, kept
 
 
@@ -105,10 +108,11 @@ def test_the_number_of_threads(options: Options) -> None:
         assert_equal(alone, computed(steps, options))
 
 
-def test_layouts_and_page_sizes_of_one_type_agree() -> None:
-    at_once = computed([whole([0, 4])], OPTIONS[0])[0]
+@pytest.mark.parametrize("kind", ["f16", "i8"])
+def test_layouts_and_page_sizes_of_one_type_agree(kind: str) -> None:
+    at_once = computed([whole([0, 4])], Options(layout="by_head", type=kind, rotate=True))[0]
     for layout, page in (("by_token", 16), ("by_token", 5), ("by_head", 64), ("by_head", 1)):
         sizes = Sizes(heads=6, kv_heads=2, size=32, page=page)
-        other = computed([whole([0, 4])], Options(layout=layout, type="f16", rotate=True), sizes)[0]
+        other = computed([whole([0, 4])], Options(layout=layout, type=kind, rotate=True), sizes)[0]
         for name, bits in at_once.items():
             np.testing.assert_array_equal(bits, other[name])

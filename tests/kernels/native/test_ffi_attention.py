@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import pytest
 from slipstream.kernels.attention import attend
 from slipstream.kernels.native.library import library
 from slipstream.kernels.norm import Norm
-from slipstream.kernels.ragged import KVCache, Step
+from slipstream.kernels.ragged import Kernels, KVCache, Layout, Step
 
 assert library() is not None, "build the native library first (see CONTRIBUTING.md)"
 
@@ -121,6 +123,38 @@ def test_a_scan_over_layers_equals_the_reference(
     for cache, one_right in zip(new, right, strict=True):
         near = {2: 4e-2, 4: 1e-6}[np.dtype(kind).itemsize]
         np.testing.assert_allclose(np.asarray(cache, np.float32), np.asarray(one_right, np.float32), atol=near)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [(jnp.float16, "by_head"), (jnp.bfloat16, "by_token"), (jnp.int8, "by_head"), (jnp.int8, "by_token")],
+)
+def test_both_implementations_round_alike(kind: type, layout: Layout) -> None:
+    q, k, v = (x * 1e3 for x in inputs())
+    k = k.at[:, 4, 0].set(0).at[:, 5, 1].set(1e-33).at[:, 6, 2, 3].set(1e6)
+
+    def run(kernels: Kernels, layout: Layout) -> tuple[KVCache, jax.Array]:
+        one = replace(step(), kernels=kernels)
+
+        @partial(jax.jit, donate_argnums=0)
+        def layers(cache: KVCache) -> tuple[KVCache, jax.Array]:
+            def layer(cache: KVCache, x: tuple[jax.Array, ...]) -> tuple[KVCache, jax.Array]:
+                at, q, k, v = x
+                out, cache = attend(cache, at, q, k, v, one, scale=1e-7)
+                return cache, out
+
+            return jax.lax.scan(layer, cache, (jnp.arange(LAYERS), q, k, v))
+
+        return layers(KVCache.zeros(LAYERS, PAGES, PAGE, KV_HEADS, SIZE, jnp.dtype(kind), layout))
+
+    (right, expected), (held, out) = run("reference", "by_token"), run("cpu", layout)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-2)  # of values in thousands
+    views = {"by_token": ((0, 1, 2, 3, 4),) * 2, "by_head": ((0, 1, 4, 2, 3), (0, 1, 3, 2, 4))}[layout]
+    for mine, theirs, axes in zip((held.k, held.v), (right.k, right.v), views, strict=True):
+        np.testing.assert_array_equal(np.asarray(mine).transpose(axes), theirs)
+    if kind == jnp.int8:
+        for scale, theirs in ((held.k_scale, right.k_scale), (held.v_scale, right.v_scale)):
+            np.testing.assert_array_equal(scale if layout == "by_token" else np.swapaxes(scale, 2, 3), theirs)
 
 
 def call_once(**changes: object) -> Callable[[], jax.Array]:

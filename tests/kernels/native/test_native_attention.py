@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+from tests.kernels.native.guard_pages import guarded
 from tests.kernels.native.ragged_case import (
     LAYER,
     LAYERS,
@@ -20,6 +21,7 @@ from tests.kernels.native.ragged_case import (
     Tokens,
     cached,
     native,
+    prepared,
     reference,
 )
 
@@ -60,7 +62,8 @@ def run(
     sequences = {i: Tokens.random(rng, length, sizes) for i, (length, _) in enumerate(rows)}
     held = {i: cached(sequence, options) for i, sequence in sequences.items()}
     for i, (length, count) in enumerate(rows):
-        pool.fill(i, held[i].k[: length - count], held[i].v[: length - count])
+        before = prepared(sequences[i], options)
+        pool.fill(i, before.k[: length - count], before.v[: length - count])
         pool.own(i, length)
     step = Step(pool, sequences, [Row(i, *row) for i, row in enumerate(rows)], tokens, slots)
     out = step.run()
@@ -71,7 +74,7 @@ def run(
     used = sorted(page for pages in pool.owned.values() for page in pages)
     others = sorted(set(range(pool.pages)) - set(used))
     for name in ("k", "v"):
-        cache = getattr(pool, name).astype(np.float32)
+        cache = pool.widened(name)
         assert np.isnan(cache[LAYERS - 1 - LAYER]).all(), "another layer's pages were written"
         assert np.isnan(cache[LAYER, others]).all(), "a page that no row owns was written"
         for i, (length, _) in enumerate(rows):
@@ -112,10 +115,69 @@ def test_sizes(sizes: Sizes, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["f16", "bf16"])
-@pytest.mark.parametrize("sizes", [Sizes(), Sizes(heads=9, kv_heads=3, size=64, page=16)])
-def test_a_cache_of_16_bits_rounds_keys_and_values_only(kind: str, layout: str, sizes: Sizes) -> None:
+@pytest.mark.parametrize("kind", ["f16", "bf16", "i8"])
+@pytest.mark.parametrize("sizes", [Sizes(), Sizes(heads=9, kv_heads=3, size=64, page=16), Sizes(size=37, page=5)])
+def test_a_narrow_cache_rounds_keys_and_values_only(kind: str, layout: str, sizes: Sizes) -> None:
     run(MIXED, 160, 8, sizes, Options(type=kind, layout=layout))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float16_saturates(layout: str) -> None:
+    sequence = Tokens.random(np.random.default_rng(0), 20, SMALL)
+    loud = Tokens(sequence.q * 1e-5, sequence.k * 1e5, sequence.v * 1e5)
+    options = Options(type="f16", layout=layout)
+    pool = Pool(SMALL, options, pages=9)
+    out = Step(pool, {0: loud}, [Row(0, 20, 20)], 20, 1).run()
+    held = pool.v[LAYER, pool.owned[0]].reshape(-1, SMALL.kv_heads, SMALL.size)
+    assert np.abs(held).max() == 65504
+    np.testing.assert_allclose(out, reference(loud, Row(0, 20, 20), options), rtol=1e-5, atol=1)
+
+
+def test_int8_holds_zeros_tiny_numbers_and_what_is_not_finite() -> None:
+    sequence = Tokens.random(np.random.default_rng(0), 4, SMALL)
+    for array in (sequence.k, sequence.v):
+        array[0], array[1] = 0, array[1] * 1e-32
+        array[3, 0, 2], array[3, 1, SMALL.size - 1] = np.inf, np.nan
+    pool = Pool(SMALL, Options(type="i8"), pages=9)
+    out = Step(pool, {0: sequence}, [Row(0, 4, 4)], 4, 1).run()
+    assert not out[:2].any()
+    finite = Tokens(sequence.q[:3], sequence.k[:3], sequence.v[:3])
+    np.testing.assert_allclose(out[:3], reference(finite, Row(0, 3, 3), pool.options), atol=2e-6)
+    assert np.isnan(out[3]).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("window", [0, 3, 20])
+@pytest.mark.parametrize("sizes", [SMALL, Sizes(heads=9, kv_heads=3, size=64, page=16), Sizes(heads=2, kv_heads=2)])
+def test_a_token_that_a_query_does_not_see_does_not_reach_it(sizes: Sizes, window: int, layout: str) -> None:
+    options, length, odd = Options(window=window, layout=layout), 70, 33
+    clean = Tokens.random(np.random.default_rng(0), length, sizes)
+    dirty = Tokens(clean.q, clean.k.copy(), clean.v.copy())
+    dirty.k[odd], dirty.v[odd] = np.nan, np.inf
+    outs = [
+        Step(Pool(sizes, options, pages=30), {0: tokens}, [Row(0, length, length)], length, 1).run()
+        for tokens in (clean, dirty)
+    ]
+    past = odd + window if window else length
+    for unseen in (slice(0, odd), slice(past, length)):
+        np.testing.assert_array_equal(outs[0][unseen], outs[1][unseen])
+    assert np.isnan(outs[1][odd:past]).all()
+
+
+@pytest.mark.parametrize("at_end", [True, False], ids=["end", "begin"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", list(TYPES))
+def test_nothing_outside_of_the_arrays_is_touched(kind: str, layout: str, at_end: bool) -> None:
+    for sizes in (Sizes(heads=9, kv_heads=3, size=64, page=16), Sizes(size=6, page=3), Sizes(size=48, page=32)):
+        options = Options(type=kind, layout=layout, rotate=True, norm=True, window=50)
+        rng, rows = np.random.default_rng(0), [Row(0, 65, 65), Row(1, 33, 1), Row(2, 17, 4)]
+        tokens = {row.name: Tokens.random(rng, row.length, sizes) for row in rows}
+        pool = Pool(sizes, options, pages=sum(-(-row.length // sizes.page) for row in rows))
+        for row in rows:
+            before = prepared(tokens[row.name], options)
+            pool.fill(row.name, before.k[: row.length - row.count], before.v[: row.length - row.count])
+        step = Step(pool, tokens, rows, 70, 3, fence=lambda array: guarded(array, at_end=at_end))
+        assert np.isfinite(step.run()).all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -173,6 +235,7 @@ def test_large_scores_do_not_overflow() -> None:
     ("changes", "message"),
     [
         ({"layer": 2}, "no such layer"),
+        ({"type": list(TYPES).index("i8")}, "needs scales"),
         ({"layer": -1}, "no such layer"),
         ({"heads": 5}, "multiple of the KV heads"),
         ({"pages": 1}, "page that the cache does not have"),

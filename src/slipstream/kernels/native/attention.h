@@ -1,6 +1,7 @@
 // Ragged paged attention: chunks of prompts and decoding rows of one step, each over its own pages.
 //
-// A step's keys and values are written into their pages, then each query attends to its sequence up to itself. Keys are taken
+// A step's keys and values are written into their pages, then each query attends to its sequence up to itself. No row may read
+// what another row writes in the same step: a row of one token is written by whoever attends to it. Keys are taken
 // in blocks of kBlock and segments of kSegment, whose borders are absolute positions. Within a block a softmax with its own
 // maximum is folded into the segment's, and the segments, in order, into the whole. So a query's result depends on nothing
 // but its own sequence: not on the batch, on how its prompt was cut, or on the threads. Segments may be computed apart.
@@ -15,10 +16,12 @@
 
 namespace slipstream {
 
-enum class CacheType : int { f32, f16, bf16 };
+// i8: a number q stands for q * scale, with one scale for each token and KV head of K and of V.
+enum class CacheType : int { f32, f16, bf16, i8 };
 
 // How a page holds its tokens. by_token: K and V are [l, P, b, k, h]. by_head: K is [l, P, k, h, b], so that one vector has the
 // same element of neighbouring keys, and V is [l, P, k, b, h]. by_head is the fast one where b and h are multiples of 16.
+// Scales are [l, P, b, k] and [l, P, k, b].
 enum class CacheLayout : int { by_token, by_head };
 
 // An RMS norm over each head, or none where `weight` is null: x / sqrt(mean(x^2) + eps) * (weight + offset).
@@ -37,6 +40,7 @@ struct Attention {
   HeadNorm q_norm, k_norm;
   const float *cos, *sin;                     // [t, h/2] to rotate q and k by after their norms, or null
   void *cache_k, *cache_v;
+  float *k_scale, *v_scale;                   // of a cache of i8; else null
   CacheType type;
   CacheLayout layout;
   const int32_t *starts, *lengths, *page_table;  // [s + 1], [s], [s, p]
@@ -56,11 +60,13 @@ struct AttentionTile {
   int64_t row, kv_head, first, queries;
   int64_t first_segment, end_segment;
   float* partial;  // where to leave maxima, sums and weighted values if other tiles have the other segments; else null
+  int64_t split;   // which of the call's divided tiles this is a part of, if there is a partial result
 };
 
 // One instruction set's implementation.
 struct AttentionKernels {
-  // Writes k and v of tokens [first, end) of a row (both counted from its first in this step) into their pages.
+  // Writes k and v of tokens [first, end) of a row (both counted from its first in this step) into their pages. Only for rows
+  // of several tokens: the tile that attends to a single one writes it.
   void (*write)(const Attention& call, int64_t row, int64_t first, int64_t end, float* scratch);
   // `next`, or null: what the same thread will probably compute next, to fetch its first keys in time.
   void (*tile)(const Attention& call, const AttentionTile& tile, const AttentionTile* next, float* scratch);

@@ -26,12 +26,14 @@ def attend_native(
     qk_norm: tuple[Norm, Norm] | None,
 ) -> tuple[Array, KVCache]:
     """`kernels.attention.attend` on a CPU. The cache is updated where it lies: the step must be given it donated."""
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (cache.k, cache.v)]
+    scales = () if cache.k_scale is None else (cache.k_scale, cache.v_scale)
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (cache.k, cache.v, *scales)]
+    aliases = {3: 1, 4: 2} | ({13: 3, 14: 4} if scales else {})
     out = jax.ShapeDtypeStruct(q.shape, jnp.float32)
-    call = jax.ffi.ffi_call("slipstream_ffi_attend", [out, *shapes], input_output_aliases={3: 1, 4: 2})
+    call = jax.ffi.ffi_call("slipstream_ffi_attend", [out, *shapes], input_output_aliases=aliases)
     cos, sin = angles or (jnp.zeros((0, 0), jnp.float32),) * 2
     q_norm, k_norm = qk_norm or (Norm(jnp.zeros(0, jnp.float32), 0.0),) * 2
-    mixed, new_k, new_v = call(
+    mixed, new_k, new_v, *new_scales = call(
         *(x.astype(jnp.float32) for x in (q, k, v)),
         cache.k,
         cache.v,
@@ -43,6 +45,7 @@ def attend_native(
         sin,
         q_norm.weight.astype(jnp.float32),
         k_norm.weight.astype(jnp.float32),
+        *scales,
         layout=cache.layout,
         scale=np.float32(scale),
         window=np.int64(window or 0),
@@ -52,4 +55,4 @@ def attend_native(
         k_norm_eps=np.float32(k_norm.eps),
         k_norm_offset=np.float32(k_norm.offset),
     )
-    return mixed.astype(q.dtype), KVCache(new_k, new_v, cache.layout)
+    return mixed.astype(q.dtype), KVCache(new_k, new_v, cache.layout, *new_scales)

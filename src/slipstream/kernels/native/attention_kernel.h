@@ -1,7 +1,9 @@
 // Attention of one tile of queries, written once over a Simd type; included by one file for each instruction set.
 #pragma once
 
-#include "attention_tile.h"
+#include <utility>
+
+#include "attention_block.h"
 #include "attention_write.h"
 #include "exponential.h"
 
@@ -10,38 +12,33 @@ namespace {
 
 constexpr float kNothing = -1e30f;  // the maximum of no scores: below every real one, yet finite
 
-// Maxima and sums of the weights of `rows` rows, and the weighted sums of their values [rows][stride].
+// Maxima and sums of the weights of rows, and the weighted sums of their values [rows][stride]. `rows` counts the rows that
+// the maxima and sums have room for, which is a multiple of kGroup.
 struct Softmax {
   float *top, *total, *sums;
   Softmax(float* memory, int64_t rows) : top(memory), total(memory + rows), sums(memory + 2 * rows) {}
-  void clear(int64_t rows, int64_t stride) {
-    for (int64_t r = 0; r < rows; ++r) top[r] = kNothing, total[r] = 0.0f;
+  // `padded` maxima and totals, and the sums of those rows that there are.
+  void clear(int64_t padded, int64_t rows, int64_t stride) {
+    for (int64_t r = 0; r < padded; ++r) top[r] = kNothing, total[r] = 0.0f;
     for (int64_t i = 0; i < rows * stride; ++i) sums[i] = 0.0f;
   }
 };
 
 template <class S, class T>
 class TileKernel {
+  static constexpr bool kScaled = BlockReader<S, T>::kScaled;
+
  public:
-  TileKernel(const Attention& call, const AttentionTile& tile, const AttentionTile* next, float* scratch)
-      : c_(call), t_(tile), next_(next), cache_(call), stride_(round_up(call.size, kGroup)), shared_(call.heads / call.kv_heads),
-        rows_(tile.queries * shared_), padded_(round_up(rows_, kGroup)), segment_(nullptr, 0), whole_(nullptr, 0) {
-    const auto take = [&](int64_t count) {
-      float* memory = scratch;
-      scratch += round_up(count, kGroup);
-      return memory;
-    };
-    q_ = take(rows_ * stride_);
-    scores_ = take(rows_ * kBlock);
-    keep_ = take(padded_);
-    old_ = take(padded_);
-    segment_ = Softmax(take(padded_ * (stride_ + 2)), padded_);
-    whole_ = Softmax(take(padded_ * (stride_ + 2)), padded_);
-    key_memory_ = take(stride_ * kBlock);
-    value_memory_ = take(stride_ * kBlock);
+  TileKernel(const Attention& call, const AttentionTile& tile, const AttentionTile* next, Scratch scratch)
+      : c_(call), t_(tile), next_(next), blocks_(call, tile.row, tile.kv_head, &scratch), stride_(round_up(call.size, kGroup)),
+        shared_(call.heads / call.kv_heads), rows_(tile.queries * shared_), padded_(round_up(rows_, kGroup)),
+        segment_(scratch.take(padded_ * (stride_ + 2)), padded_), whole_(scratch.take(padded_ * (stride_ + 2)), padded_) {
+    q_ = scratch.take(rows_ * stride_);
+    scores_ = scratch.take(rows_ * kBlock);
+    keep_ = scratch.take(padded_);
+    old_ = scratch.take(padded_);
     token_ = c_.starts[t_.row] + t_.first;
     position_ = first_position(t_);
-    table_ = c_.page_table + t_.row * c_.pages_per_row;
     const bool even = c_.page_size % kGroup == 0 && c_.size % kGroup == 0;
     // Many rows read a block often enough to pay for widening it once; few read it straight from the cache.
     const bool few = rows_ <= 2 * S::tile_rows;
@@ -50,30 +47,34 @@ class TileKernel {
   }
 
   void run() {
-    load_queries();
     const int64_t begin = first_key(t_), end = position_ + t_.queries;
-    whole_.clear(padded_, stride_);
+    const bool single = c_.starts[t_.row + 1] - c_.starts[t_.row] == 1;
+    if (single && t_.end_segment * kSegment >= end) write_token<S, T>(c_, blocks_.cache, t_.row, 0, t_.kv_head, q_);
+    load_queries();
     for (int64_t segment = t_.first_segment; segment < t_.end_segment; ++segment) {
-      segment_.clear(padded_, stride_);
+      segment_.clear(padded_, rows_, stride_);
       for (int64_t block = segment * kSegment; block < (segment + 1) * kSegment; block += kBlock) {
         const int64_t low = most(begin - block, 0), high = least(end - block, kBlock);
         if (low < high) attend_block(block, low, high, end);
       }
       if (t_.partial) {
         const float* from = segment_.top;
-        for (int64_t i = 0; i < padded_ * (stride_ + 2); ++i) t_.partial[i] = from[i];
+        for (int64_t i = 0; i < 2 * padded_ + rows_ * stride_; ++i) t_.partial[i] = from[i];
         return;
       }
-      fold(segment_);
+      if (segment == t_.first_segment) {
+        std::swap(segment_, whole_);
+      } else {
+        fold(segment_);
+      }
     }
     write_output();
   }
 
   void merge(const float* partials, int64_t count) {
-    whole_.clear(padded_, stride_);
-    for (int64_t i = 0; i < count; ++i) {
-      fold(Softmax(const_cast<float*>(partials) + i * padded_ * (stride_ + 2), padded_));
-    }
+    const auto part = [&](int64_t i) { return Softmax(const_cast<float*>(partials) + i * padded_ * (stride_ + 2), padded_); };
+    whole_ = part(0);  // the others are folded into it where it lies
+    for (int64_t i = 1; i < count; ++i) fold(part(i));
     write_output();
   }
 
@@ -86,28 +87,6 @@ class TileKernel {
         prepare<S>(c_, c_.q_norm, token_ + i, c_.scale, in, out);
       }
     }
-  }
-
-  // Tokens [low, high) of the block at `start` may be read. Groups that have none of them stand for the nearest that has.
-  Block<T> direct_block(int64_t start, int64_t low, int64_t high) const {
-    Block<T> block;
-    for (int64_t group = 0; group < kBlock / kGroup; ++group) {
-      const Place place = place_of(t_, start, least(most(group, low / kGroup), (high - 1) / kGroup));
-      block.keys[group] = cache_.key(place.page, place.in_page, t_.kv_head);
-      block.values[group] = cache_.value(place.page, place.in_page, t_.kv_head);
-    }
-    block.key_stride = cache_.k_element;
-    block.value_stride = cache_.v_token;
-    return block;
-  }
-
-  struct Place {
-    int64_t page, in_page;
-  };
-
-  Place place_of(const AttentionTile& tile, int64_t start, int64_t group) const {
-    const auto at = static_cast<uint32_t>(start + group * kGroup), size = static_cast<uint32_t>(c_.page_size);
-    return {c_.page_table[tile.row * c_.pages_per_row + at / size], at % size};
   }
 
   int64_t first_key(const AttentionTile& tile) const {
@@ -131,83 +110,31 @@ class TileKernel {
     }
     for (int64_t group = 0; group < kBlock / kGroup; ++group) {
       const int64_t first = most(first_key(*tile) - start, 0) / kGroup, last = (end - 1 - start) / kGroup;
-      const Place place = place_of(*tile, start, least(most(group, first), last));
-      keys[group] = reinterpret_cast<const char*>(cache_.key(place.page, place.in_page, tile->kv_head));
-      values[group] = reinterpret_cast<const char*>(cache_.value(place.page, place.in_page, tile->kv_head));
+      const auto [page, in_page] = blocks_.place_of(tile->row, start, least(most(group, first), last));
+      keys[group] = reinterpret_cast<const char*>(blocks_.cache.key(page, in_page, tile->kv_head));
+      values[group] = reinterpret_cast<const char*>(blocks_.cache.value(page, in_page, tile->kv_head));
+      if (kScaled) {
+        __builtin_prefetch(blocks_.cache.k_scale(page, in_page, tile->kv_head));
+        __builtin_prefetch(blocks_.cache.v_scale(page, in_page, tile->kv_head));
+      }
     }
     return true;
   }
 
-  void widen_keys(int64_t start, int64_t low, int64_t high) const {
-    const bool even = c_.page_size % kGroup == 0;
-    for (int64_t group = low / kGroup; group * kGroup < high; ++group) {
-      const int64_t first = group * kGroup, at = start + first;
-      float* to = key_memory_ + first;
-      if (even && c_.layout == CacheLayout::by_head) {
-        const T* from = cache_.key(table_[at / c_.page_size], at % c_.page_size, t_.kv_head);
-        for (int64_t d = 0; d < c_.size; ++d) {
-          for (int i = 0; i < kGroup; i += S::lanes) S::store(to + d * kBlock + i, S::load(from + d * c_.page_size + i));
-        }
-        continue;
-      }
-      const T* from[kGroup];
-      for (int64_t i = 0; i < kGroup; ++i) {
-        const int64_t token = at + i;
-        const bool there = first + i >= low && first + i < high;
-        from[i] = there ? cache_.key(table_[token / c_.page_size], token % c_.page_size, t_.kv_head) : nullptr;
-      }
-      int64_t d = 0;
-      if (cache_.k_element == 1) {
-        for (; d + S::lanes <= c_.size; d += S::lanes) {
-          for (int64_t i = 0; i < kGroup; i += S::lanes) {
-            typename S::F square[S::lanes];
-            for (int j = 0; j < S::lanes; ++j) square[j] = from[i + j] ? S::load(from[i + j] + d) : S::zero();
-            S::transpose(square);
-            for (int j = 0; j < S::lanes; ++j) S::store(to + (d + j) * kBlock + i, square[j]);
-          }
-        }
-      }
-      for (; d < c_.size; ++d) {
-        for (int64_t i = 0; i < kGroup; ++i) {
-          to[d * kBlock + i] = from[i] ? convert::widen(from[i][d * cache_.k_element]) : 0.0f;
-        }
-      }
-    }
-  }
-
-  void widen_values(int64_t start, int64_t low, int64_t high) const {
-    for (int64_t i = low; i < high; ++i) {
-      const int64_t token = start + i;
-      const T* from = cache_.value(table_[token / c_.page_size], token % c_.page_size, t_.kv_head);
-      float* to = value_memory_ + i * stride_;
-      int64_t d = 0;
-      for (; d + S::lanes <= c_.size; d += S::lanes) S::store(to + d, S::load(from + d));
-      for (; d < c_.size; ++d) to[d] = convert::widen(from[d]);
-      for (; d < stride_; ++d) to[d] = 0.0f;
-    }
-  }
-
-  Block<float> widened() const {
-    Block<float> block;
-    for (int64_t group = 0; group < kBlock / kGroup; ++group) {
-      block.keys[group] = key_memory_ + group * kGroup;
-      block.values[group] = value_memory_ + group * kGroup * stride_;
-    }
-    block.key_stride = kBlock;
-    block.value_stride = stride_;
-    return block;
-  }
-
   void attend_block(int64_t start, int64_t low, int64_t high, int64_t end) {
     const int64_t first = low / kGroup, last = (high + kGroup - 1) / kGroup;
-    const Block<float> wide = widened();
+    const Block<float> wide = blocks_.widened();
     Block<T> narrow{};
-    if (direct_values_) narrow = direct_block(start, low, high);
+    if (direct_values_) narrow = blocks_.direct_block(start, low, high);
     // Keys while scores are computed, values while they are mixed: so that requests to memory never stop.
     const char *ahead_keys[kBlock / kGroup], *ahead_values[kBlock / kGroup];
     const bool more = direct_keys_ && c_.page_size == kGroup && look_ahead(start, end, ahead_keys, ahead_values);
-    // Where the last of some rows stops to see keys. None of them needs more; their weights beyond it are zero anyway.
-    const auto end_of = [&](int64_t last_row) { return least(high, position_ + last_row / shared_ + 1 - start); };
+    if (kScaled) blocks_.load_scales(start, low, high);
+    // Tokens of the block that a row sees. Later rows begin and end later.
+    const auto begin_of = [&](int64_t row) {
+      return c_.window > 0 ? most(low, position_ + row / shared_ + 1 - c_.window - start) : low;
+    };
+    const auto end_of = [&](int64_t row) { return least(high, position_ + row / shared_ + 1 - start); };
     const auto score = [&](const auto& block, const char* const* ahead) {
       for_row_tiles<S>(rows_, [&](auto height, int64_t row) {
         const int64_t seen = end_of(row + height.value - 1);
@@ -219,24 +146,38 @@ class TileKernel {
     };
     const auto mix = [&](const auto& block, const char* const* ahead) {
       for_row_tiles<S>(rows_, [&](auto height, int64_t row) {
-        const int64_t seen = end_of(row + height.value - 1);
-        if (seen <= low) return;
-        mix_rows<S, std::decay_t<decltype(*block.values[0])>, height.value>(
-            block, low, seen, scores_ + row * kBlock, keep_ + row, segment_.sums + row * stride_, stride_, ahead);
-        ahead = nullptr;
+        using V = std::decay_t<decltype(*block.values[0])>;
+        const auto mix_some = [&](auto rows, int64_t first_row, int64_t from, int64_t to, const char* const* ahead) {
+          mix_rows<S, V, rows.value>(block, from, to, scores_ + first_row * kBlock, keep_ + first_row,
+                                     segment_.sums + first_row * stride_, stride_, ahead);
+          for (int64_t r = first_row; r < first_row + rows.value; ++r) keep_[r] = 1.0f;  // once for each block
+        };
+        // What all rows of the tile see is mixed together. What only some see is mixed for each of them alone: an infinite
+        // value of a token that a row does not see would make NaN of a weight of zero.
+        const int64_t after = row + height.value, begin = begin_of(after - 1), end = end_of(row);
+        for (int64_t r = row; r < after; ++r) {
+          if (const int64_t to = least(begin, end_of(r)); begin_of(r) < to) mix_some(Height<1>(), r, begin_of(r), to, nullptr);
+        }
+        if (begin < end) {
+          mix_some(height, row, begin, end, ahead);
+          ahead = nullptr;
+        }
+        for (int64_t r = row; r < after; ++r) {
+          if (const int64_t from = most(begin, end); from < end_of(r)) mix_some(Height<1>(), r, from, end_of(r), nullptr);
+        }
       });
     };
     if (direct_keys_) {
       score(narrow, more ? ahead_keys : nullptr);
     } else {
-      widen_keys(start, low, high);
+      blocks_.widen_keys(start, low, high);
       score(wide, nullptr);
     }
     weigh(start, low, high, first * kGroup, last * kGroup);
     if (direct_values_) {
       mix(narrow, more ? ahead_values : nullptr);
     } else {
-      widen_values(start, low, high);
+      blocks_.widen_values(start, low, high);
       mix(wide, nullptr);
     }
   }
@@ -244,6 +185,7 @@ class TileKernel {
   // Turns scores into weights: exp(score - maximum so far), 0 where a row may not look.
   void weigh(int64_t start, int64_t low, int64_t high, int64_t from, int64_t to) {
     using F = typename S::F;
+    const float *key_scales = blocks_.key_scales(), *value_scales = blocks_.value_scales();
     const auto seen = [&](int64_t row, int64_t* begin, int64_t* end) {
       const int64_t at = position_ + row / shared_ - start;
       *begin = least(c_.window > 0 ? most(low, at - c_.window + 1) : low, to);
@@ -251,6 +193,9 @@ class TileKernel {
     };
     for (int64_t r = 0; r < rows_; ++r) {
       float* score = scores_ + r * kBlock;
+      if (kScaled) {
+        for (int64_t i = from; i < to; i += S::lanes) S::store(score + i, S::mul(S::load(score + i), S::load(key_scales + i)));
+      }
       if (c_.soft_cap > 0) {
         const F cap = S::set1(c_.soft_cap), inverse = S::set1(1.0f / c_.soft_cap);
         for (int64_t i = from; i < to; i += S::lanes) {
@@ -283,6 +228,9 @@ class TileKernel {
       for (int64_t i = from; i < begin; ++i) weight[i] = 0.0f;
       for (int64_t i = end; i < to; ++i) weight[i] = 0.0f;
       segment_.total[r] = segment_.total[r] * keep_[r] + sum_of(weight, from, to);
+      if (kScaled) {
+        for (int64_t i = from; i < to; i += S::lanes) S::store(weight + i, S::mul(S::load(weight + i), S::load(value_scales + i)));
+      }
     }
   }
 
@@ -329,12 +277,11 @@ class TileKernel {
   const Attention& c_;
   const AttentionTile& t_;
   const AttentionTile* const next_;
-  const CacheView<T> cache_;
+  const BlockReader<S, T> blocks_;
   const int64_t stride_, shared_, rows_, padded_;  // a row: one query of one head
   Softmax segment_, whole_;
-  float *q_, *scores_, *keep_, *old_, *key_memory_, *value_memory_;
+  float *q_, *scores_, *keep_, *old_;
   int64_t token_, position_;  // of the first query: in the step, in its sequence
-  const int32_t* table_;
   bool direct_keys_, direct_values_;
 };
 
@@ -345,6 +292,7 @@ inline void with_type(CacheType type, Body&& body) {
     case CacheType::f32: body(float{}); break;
     case CacheType::f16: body(Half{}); break;
     case CacheType::bf16: body(Brain{}); break;
+    case CacheType::i8: body(int8_t{}); break;
   }
 }
 
@@ -355,10 +303,10 @@ AttentionKernels kernels_of() {
         with_type(c.type, [&](auto kind) { write_tokens<S, decltype(kind)>(c, row, first, end, scratch); });
       },
       [](const Attention& c, const AttentionTile& tile, const AttentionTile* next, float* scratch) {
-        with_type(c.type, [&](auto kind) { TileKernel<S, decltype(kind)>(c, tile, next, scratch).run(); });
+        with_type(c.type, [&](auto kind) { TileKernel<S, decltype(kind)>(c, tile, next, Scratch(scratch)).run(); });
       },
       [](const Attention& c, const AttentionTile& tile, const float* partials, int64_t count, float* scratch) {
-        with_type(c.type, [&](auto kind) { TileKernel<S, decltype(kind)>(c, tile, nullptr, scratch).merge(partials, count); });
+        with_type(c.type, [&](auto kind) { TileKernel<S, decltype(kind)>(c, tile, nullptr, Scratch(scratch)).merge(partials, count); });
       },
   };
 }

@@ -19,22 +19,36 @@ template <class T>
 struct CacheView {
   T *k, *v;
   int64_t page, head, k_token, k_element, v_token;  // strides, in elements; the elements of a v are neighbours
-  int64_t v_head;
+  float *k_scales, *v_scales;                             // of a cache of i8; else null
+  int64_t scale_page, scale_head, scale_token;
 
   explicit CacheView(const Attention& c) {
     const int64_t b = c.page_size, h = c.size;
     page = b * c.kv_heads * h;
     const bool by_head = c.layout == CacheLayout::by_head;
-    head = v_head = by_head ? b * h : h;
+    head = by_head ? b * h : h;
     k_token = by_head ? 1 : c.kv_heads * h;
     k_element = by_head ? b : 1;
     v_token = by_head ? h : c.kv_heads * h;
     k = static_cast<T*>(c.cache_k) + c.layer * c.pages * page;
     v = static_cast<T*>(c.cache_v) + c.layer * c.pages * page;
+    scale_page = b * c.kv_heads;
+    scale_head = by_head ? b : 1;
+    scale_token = by_head ? 1 : c.kv_heads;
+    k_scales = v_scales = nullptr;
+    if (std::is_same_v<T, int8_t>) {
+      k_scales = c.k_scale + c.layer * c.pages * scale_page;
+      v_scales = c.v_scale + c.layer * c.pages * scale_page;
+    }
   }
   T* key(int64_t at, int64_t in_page, int64_t kv_head) const { return k + at * page + kv_head * head + in_page * k_token; }
   T* value(int64_t at, int64_t in_page, int64_t kv_head) const {
-    return v + at * page + kv_head * v_head + in_page * v_token;
+    return v + at * page + kv_head * head + in_page * v_token;
+  }
+  float* k_scale(int64_t at, int64_t in_page, int64_t kv_head) const { return scale(k_scales, at, in_page, kv_head); }
+  float* v_scale(int64_t at, int64_t in_page, int64_t kv_head) const { return scale(v_scales, at, in_page, kv_head); }
+  float* scale(float* all, int64_t at, int64_t in_page, int64_t kv_head) const {
+    return all ? all + at * scale_page + kv_head * scale_head + in_page * scale_token : nullptr;
   }
 };
 

@@ -1,9 +1,10 @@
 // XLA's handler of attention. The cache is donated: its operands and its results must be the same memory.
 //
-// Operands: q f32[t, n, h], k and v f32[t, k, h], the cache's k and v (f32, f16 or bf16; shapes: CacheLayout), layer i32[],
+// Operands: q f32[t, n, h], k and v f32[t, k, h], the cache's k and v (f32, f16, bf16 or s8; shapes: CacheLayout), layer i32[],
 // starts i32[s + 1], lengths i32[s], pages i32[s, p], cos and sin f32[t, h/2], or f32[0, 0] where q and k are not
 // to be rotated, the weights of the norms of q's and k's heads f32[h], or f32[0] for no norm.
-// Results: f32[t, n, h], the cache's k and v. Attributes: layout ("by_token" or "by_head"), scale f32, window i64 (0: none),
+// After them, of a cache of s8, the scales of k and of v, f32.
+// Results: f32[t, n, h], the cache's k and v, and their scales if there are any. Attributes: layout ("by_token" or "by_head"), scale f32, window i64 (0: none),
 // soft_cap f32 (0: none), q_norm_eps, q_norm_offset, k_norm_eps, k_norm_offset f32.
 #include <algorithm>
 #include <new>
@@ -21,6 +22,7 @@ namespace {
 namespace ffi = xla::ffi;
 using Values = ffi::BufferR3<ffi::F32>;  // [t, n, h]
 using Angles = ffi::BufferR2<ffi::F32>;
+using Scales = ffi::BufferR4<ffi::F32>;
 using Weights = ffi::BufferR1<ffi::F32>;
 using Numbers = ffi::BufferR1<ffi::S32>;
 
@@ -52,7 +54,7 @@ void note(Traced& trace, const Attention& c, int64_t element_bytes) {
 
 ffi::Error attention(Values q, Values k, Values v, ffi::AnyBuffer cache_k, ffi::AnyBuffer cache_v,
                      ffi::BufferR0<ffi::S32> layer, Numbers starts, Numbers lengths, ffi::BufferR2<ffi::S32> pages, Angles cos,
-                     Angles sin, Weights q_norm, Weights k_norm, ffi::Result<Values> out, ffi::Result<ffi::AnyBuffer> new_k, ffi::Result<ffi::AnyBuffer> new_v,
+                     Angles sin, Weights q_norm, Weights k_norm, ffi::RemainingArgs scales, ffi::Result<Values> out, ffi::Result<ffi::AnyBuffer> new_k, ffi::Result<ffi::AnyBuffer> new_v, ffi::RemainingRets new_scales,
                      std::string_view layout, float scale, int64_t window, float soft_cap, float q_norm_eps,
                      float q_norm_offset, float k_norm_eps, float k_norm_offset) {
   Traced trace;
@@ -86,13 +88,28 @@ ffi::Error attention(Values q, Values k, Values v, ffi::AnyBuffer cache_k, ffi::
     case ffi::F32: c.type = CacheType::f32; break;
     case ffi::F16: c.type = CacheType::f16; break;
     case ffi::BF16: c.type = CacheType::bf16; break;
-    default: return wrong("the cache must be f32, f16 or bf16");
+    case ffi::S8: c.type = CacheType::i8; break;
+    default: return wrong("the cache must be f32, f16, bf16 or s8");
   }
   if (cache_k.untyped_data() != new_k->untyped_data()) {
     return wrong("XLA copied the cache's k instead of updating it in place: donate it, and pass it on unchanged");
   }
   if (cache_v.untyped_data() != new_v->untyped_data()) {
     return wrong("XLA copied the cache's v instead of updating it in place: donate it, and pass it on unchanged");
+  }
+
+  const size_t scaled = c.type == CacheType::i8 ? 2 : 0;
+  if (scales.size() != scaled || new_scales.size() != scaled) return wrong("a cache of s8 has scales of k and of v, others none");
+  for (size_t i = 0; i < scaled; ++i) {
+    const auto old = scales.get<Scales>(i);
+    auto updated = new_scales.get<Scales>(i);
+    if (!old || !updated) return wrong("the scales must be f32 with four axes");
+    const bool fit = by_head ? same_shape(*old, {l, p, c.kv_heads, b}) : same_shape(*old, {l, p, b, c.kv_heads});
+    if (!fit) return wrong("the shape of the scales does not fit the cache's");
+    if ((*old).untyped_data() != (**updated).untyped_data()) {
+      return wrong("XLA copied the cache's scales instead of updating them in place: donate them, and pass them on unchanged");
+    }
+    (i == 0 ? c.k_scale : c.v_scale) = (**updated).typed_data();
   }
 
   if (cos.element_count() > 0 || sin.element_count() > 0) {
@@ -142,9 +159,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(slipstream_ffi_attend, slipstream::attention,
                                   .Arg<slipstream::Angles>()
                                   .Arg<slipstream::Weights>()
                                   .Arg<slipstream::Weights>()
+                                  .RemainingArgs()
                                   .Ret<slipstream::Values>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
+                                  .RemainingRets()
                                   .Attr<std::string_view>("layout")
                                   .Attr<float>("scale")
                                   .Attr<int64_t>("window")

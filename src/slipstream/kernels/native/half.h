@@ -1,4 +1,4 @@
-// The 16-bit floats of a cache or a weight, and their conversion one at a time. Rounding is to nearest, ties to even.
+// The narrow numbers of a cache or a weight, and their conversion one at a time. Rounding is to nearest, ties to even.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +30,8 @@ static inline float float_of(uint32_t bits) {
 
 static inline float widen(float x) { return x; }
 
+static inline float widen(int8_t x) { return static_cast<float>(x); }
+
 static inline float widen(Brain x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
 
 // Integers only: the result must not depend on whether denormals are flushed.
@@ -43,6 +45,12 @@ static inline float widen(Half x) {
 }
 
 static inline void narrow(float x, float* out) { *out = x; }
+
+// Beyond -127 .. 127 the nearest of those; NaN becomes 0.
+static inline void narrow(float x, int8_t* out) {
+  const float shift = 12582912.0f;  // 1.5 * 2^23: its last bit is worth 1
+  *out = x >= 127.0f ? 127 : x <= -127.0f ? -127 : x == x ? static_cast<int8_t>((x + shift) - shift) : 0;
+}
 
 static inline void narrow(float x, Brain* out) {
   const uint32_t bits = bits_of(x);
