@@ -10,6 +10,8 @@ from cyclopts import Parameter
 
 from slipstream.cli.banner import Banner, Prompting
 from slipstream.cli.progress import StageBars
+from slipstream.cluster.config import ENGINE_MODULES
+from slipstream.cluster.process import EarlyWorker
 from slipstream.engine.config import EngineConfig
 from slipstream.server.config import ServerConfig, api_keys
 from slipstream.text import Tokenizer
@@ -30,16 +32,22 @@ def serve(
         A built-in name (slipstream models lists them), a folder or GGUF file, or org/name on Hugging Face;
         smollm2-135m if none is named.
     """
+    begun = time.monotonic()
+    # It loads JAX while this process loads the server and opens the model.
+    with EarlyWorker(ENGINE_MODULES) as early:
+        _serve(model, server, engine, early, begun)
+
+
+def _serve(model: str | None, server: ServerConfig, engine: EngineConfig, early: EarlyWorker, begun: float) -> None:
     from slipstream import __version__
     from slipstream.cli.serving import open_model
     from slipstream.server.serve import bind, run
 
-    begun = time.monotonic()
     # A port that is taken is found before anything is fetched, not after.
     bind(server).close()
     with contextlib.ExitStack() as shown:
         bars = shown.enter_context(StageBars())
-        opened = open_model(model, engine, server, bars)
+        opened = open_model(model, engine, server, bars, early)
 
         def on_ready(url: str) -> None:
             shown.close()

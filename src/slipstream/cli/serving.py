@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from slipstream.checkpoint import Progress, open_checkpoint, resolve
+from slipstream.cluster.process import EarlyWorker
 from slipstream.cluster.worker_client import WorkerClient
 from slipstream.engine.config import EngineConfig
 from slipstream.server.config import ServerConfig
@@ -33,8 +34,16 @@ class Opened:
     server: ServerConfig
 
 
-def open_model(model: str | None, engine: EngineConfig, server: ServerConfig, progress: Progress) -> Opened:
+def open_model(
+    model: str | None,
+    engine: EngineConfig,
+    server: ServerConfig,
+    progress: Progress,
+    early: EarlyWorker | None = None,
+) -> Opened:
     """Find `model` (None: the default one), fetching it if need be, and open what the HTTP process needs of it.
+
+    `early`: a worker process that was started before and is to run it.
 
     Raises ModelNotFound, CheckpointError and ConfigError.
     """
@@ -44,7 +53,7 @@ def open_model(model: str | None, engine: EngineConfig, server: ServerConfig, pr
     path = resolve(name, progress=progress)
     checkpoint = open_checkpoint(path)
     return Opened(
-        client=WorkerClient(path, engine, on_progress=progress, log_format=worker_log_format(server)),
+        client=WorkerClient(path, engine, on_progress=progress, log_format=worker_log_format(server), early=early),
         tokenizer=tokenizer_for(checkpoint.tokenizer, server),
         generation=checkpoint.generation,
         server=replace(server, served_model_name=server.served_model_name or public_name(name)),

@@ -12,6 +12,9 @@ from slipstream.engine.config import EngineConfig
 ENGINE_FACTORY = "slipstream.cluster.worker:build_engine"
 """The engine that a worker builds: "module:function", called with (WorkerConfig, report)."""
 
+ENGINE_MODULES = ("slipstream.checkpoint", "slipstream.engine.build")
+"""What that engine needs and a worker may load before it knows its model."""
+
 
 class Report(Protocol):
     """Called while an engine is built. A plain function with these parameters is a `Report`."""

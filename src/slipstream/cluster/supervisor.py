@@ -17,7 +17,7 @@ from slipstream.api.engine import EngineInfo
 from slipstream.cluster.config import Report, RestartPolicy, WorkerConfig
 from slipstream.cluster.messages import Fatal, FromWorker, Outputs, Progress, Ready, Shutdown, ToWorker
 from slipstream.cluster.post import Post
-from slipstream.cluster.process import FATAL_EXIT, WorkerProcess
+from slipstream.cluster.process import FATAL_EXIT, EarlyWorker, WorkerProcess
 from slipstream.errors import (
     CheckpointError,
     ConfigError,
@@ -59,11 +59,15 @@ class Hooks:
 class Supervisor:
     """One worker slot. `incarnation` counts the processes that it had, `restarts` those that replaced a dead one."""
 
-    def __init__(self, post: Post, config: WorkerConfig, policy: RestartPolicy, hooks: Hooks) -> None:
+    def __init__(
+        self, post: Post, config: WorkerConfig, policy: RestartPolicy, hooks: Hooks, early: EarlyWorker | None = None
+    ) -> None:
+        """`early`: a process that was started before and becomes the first worker."""
         self._post = post
         self._config = config
         self._policy = policy
         self._hooks = hooks
+        self._early = early
         self._secret = secrets.token_hex(16)
         self._process: WorkerProcess | None = None
         self._ready: asyncio.Future[EngineInfo] = asyncio.get_running_loop().create_future()
@@ -126,7 +130,7 @@ class Supervisor:
             incarnation=self.incarnation,
         )
         try:
-            self._process = process = await WorkerProcess.spawn(config)
+            self._process = process = await WorkerProcess.spawn(config, self._early)
         except OSError as error:
             raise WorkerError(f"no worker process could be started: {error}") from error
         try:

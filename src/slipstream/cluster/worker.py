@@ -193,18 +193,20 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def main() -> None:
-    """Entry point: the configuration is the first line of standard input."""
+    """Entry point: the configuration is the first line of standard input; arguments are modules to load before."""
     faulthandler.enable()
     for interrupt in (signal.SIGINT, signal.SIGTERM):
         # Terminals and service managers signal parent and worker alike. The parent decides: it may want to drain.
         signal.signal(interrupt, signal.SIG_IGN)
     # Standard output belongs to the parent's user; what a library prints here is log.
     os.dup2(2, 1)
+    # JAX tells, as information, of each kind of device that is not there.
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    for module in sys.argv[1:]:  # what the engine will need is loaded while the parent finds out which model it is
+        import_module(module)
     config = msgspec.json.decode(_first_line(), type=WorkerConfig)
     die_with_parent(config.parent_pid)
     configure(format=config.log_format, level=config.log_level)
-    # JAX tells, as information, of each kind of device that is not there.
-    logging.getLogger("jax").setLevel(logging.WARNING)
     sys.exit(run(config))
 
 

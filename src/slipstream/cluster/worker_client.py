@@ -15,6 +15,7 @@ from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenO
 from slipstream.cluster.config import ENGINE_FACTORY, Report, RestartPolicy, WorkerConfig
 from slipstream.cluster.messages import Abort, Outputs, Submit
 from slipstream.cluster.post import Post
+from slipstream.cluster.process import EarlyWorker
 from slipstream.cluster.stream import Stream
 from slipstream.cluster.supervisor import Hooks, Supervisor
 from slipstream.engine.config import EngineConfig
@@ -62,6 +63,8 @@ class WorkerClient:
         whether ours is a terminal.
     engine_factory
         What the worker builds, as "module:function"; tests put a small engine here.
+    early
+        A worker process that was started before the model was known; it becomes the first one.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class WorkerClient:
         log_format: LogFormat = "auto",
         log_level: str = "info",
         engine_factory: str = ENGINE_FACTORY,
+        early: EarlyWorker | None = None,
     ) -> None:
         self._config = WorkerConfig(
             model=str(model),
@@ -87,6 +91,7 @@ class WorkerClient:
             log_level=log_level,
             engine_factory=engine_factory,
         )
+        self._early = early
         self._policy = policy or RestartPolicy()
         self._on_progress = on_progress
         self._on_stats = on_stats
@@ -150,7 +155,7 @@ class WorkerClient:
             busy=self._busy,
         )
         self._post = Post()
-        self._worker = Supervisor(self._post, self._config, self._policy, hooks)
+        self._worker = Supervisor(self._post, self._config, self._policy, hooks, self._early)
         try:
             await self._worker.start()
         except BaseException:

@@ -6,27 +6,33 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from slipstream.api.engine import EngineInfo
+from slipstream.checkpoint.fingerprint import fingerprint
 from slipstream.checkpoint.loading import check, load
 from slipstream.checkpoint.progress import Progress, silent
-from slipstream.engine.compiles import CompileCounter, use_compile_cache
+from slipstream.engine.compiles import CompileCounter, store_of, use_compile_cache
 from slipstream.engine.config import EngineConfig
 from slipstream.engine.loop import Engine
 from slipstream.engine.memory import KVShape, device_limit, kv_dtype
+from slipstream.engine.origin import compile_facts, packing_facts
 from slipstream.engine.pages import PagePool
 from slipstream.engine.placement import Placement
 from slipstream.engine.runner import JaxRunner
 from slipstream.engine.scheduler import Scheduler
 from slipstream.engine.shapes import ShapePolicy
+from slipstream.engine.step_cache import StepCache
+from slipstream.engine.weight_cache import WeightCache
 from slipstream.errors import ConfigError
-from slipstream.hardware.allocator import keep_freed_memory
+from slipstream.hardware.allocator import give_back_freed_memory, keep_freed_memory
 from slipstream.kernels.native import library
-from slipstream.models.registry import ModelConfig, family
+from slipstream.kernels.packed import any_packed
+from slipstream.models.registry import Family, ModelConfig, family
 from slipstream.spec.source import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -59,19 +65,19 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
     report = _one_at_a_time(progress)
     abstract = placement.abstract(plan, checkpoint.source)
     runner = JaxRunner(
-        members, model, abstract, kv, shapes, config.max_seqs, device, "cpu" if placement.native else "reference"
+        members,
+        model,
+        abstract,
+        kv,
+        shapes,
+        config.max_seqs,
+        device,
+        "cpu" if placement.native else "reference",
+        StepCache(store_of(config.compile_cache, "steps"), compile_facts(device), device),
     )
     started = time.monotonic()
     with ThreadPoolExecutor(1) as pool:  # reading weights and compiling need nothing of each other
-        weights = pool.submit(
-            load,
-            plan,
-            checkpoint.source,
-            placement.place,
-            place_blocks=placement.place_blocks,
-            progress=report,
-            allowed_unused=members.unread,
-        )
+        weights = pool.submit(_weights, checkpoint, plan, placement, abstract, members, config, report)
         budget, pages = runner.compile(
             limit=limit,
             most_pages=config.max_seqs * pages_each,
@@ -83,6 +89,8 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
         compile_seconds = time.monotonic() - started
         runner.weights = weights.result()
     runner.warm_up()
+    if device.platform == "cpu":
+        give_back_freed_memory()
     max_len = min(max_len, pages * config.page_size)
     info = EngineInfo(
         model=str(checkpoint.path.name),
@@ -108,6 +116,36 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
     )
     compiles.mark_ready()
     return Engine(Scheduler(config, PagePool(pages), shapes, max_len), runner, info, compiles)
+
+
+def _weights(
+    checkpoint: Checkpoint,
+    plan: Any,
+    placement: Placement,
+    abstract: Any,
+    members: Family,
+    config: EngineConfig,
+    progress: Progress,
+) -> Any:
+    """The weights on the device: as an earlier start packed them, or read and packed now."""
+    files = fingerprint(checkpoint) if any_packed(abstract) else None
+    store = store_of(config.weight_cache, "weights")
+    cache = None if files is None or store is None else WeightCache(store, files, packing_facts())
+    weights = None if cache is None else cache.read(abstract, placement.device)
+    if weights is not None:
+        progress("load weights", 1, 1)
+        return weights
+    weights = load(
+        plan,
+        checkpoint.source,
+        placement.place,
+        place_blocks=placement.place_blocks,
+        progress=progress,
+        allowed_unused=members.unread,
+    )
+    if cache is not None:
+        cache.keep(abstract, weights)
+    return weights
 
 
 def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Literal
 
 import jax
 
 from slipstream.hardware.disk import cache_folder
+from slipstream.hardware.store import Store
 
+logger = logging.getLogger(__name__)
+
+_MOST_BYTES = {"steps": 2**30, "weights": 32 * 2**30}
 _BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
 
 
@@ -39,8 +45,19 @@ def use_compile_cache(folder: str | None) -> None:
     if folder == "":
         return
     path = Path(folder) if folder else cache_folder() / "compiled"
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("no compiled step can be kept in %s (%s): each start compiles", path, error)
+        return
     jax.config.update("jax_compilation_cache_dir", str(path))
     # The thresholds spare disks from thousands of tiny entries; a server compiles a dozen steps, all worth keeping.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def store_of(folder: str | None, kind: Literal["steps", "weights"]) -> Store | None:
+    """Where results of a kind are kept: under `folder`; None: the user's cache folder; an empty string: nowhere."""
+    if folder == "":
+        return None
+    return Store((Path(folder) if folder else cache_folder()) / kind, _MOST_BYTES[kind])

@@ -49,6 +49,8 @@ class EngineConfig:
         groups' limits.
     compile_cache
         Folder for compiled steps; None: under the user's cache folder; an empty string turns it off.
+    weight_cache
+        Folder for weights packed for the native CPU kernels; None and an empty string as above.
     """
 
     dtype: DType = "auto"
@@ -65,6 +67,7 @@ class EngineConfig:
     cpu_precision: Literal["exact", "fast"] = "exact"
     cpu_threads: int | None = None
     compile_cache: str | None = None
+    weight_cache: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work. Raises ConfigError."""

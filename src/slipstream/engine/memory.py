@@ -81,8 +81,13 @@ def pages_for(kv: KVShape, budget: Budget, *, most: int, least: int, kv_bytes: i
             f"KV cache of {gib(kv_bytes)} asked for, {gib(budget.free)} free beside {gib(budget.weights)} of weights "
             f"and {gib(budget.temporaries)} of temporaries: lower --kv-bytes or raise --memory-fraction"
         )
-    allowed = kv_bytes if kv_bytes is not None else min(budget.free, CPU_KV_LIMIT) if on_cpu else budget.free
+    limit = CPU_KV_LIMIT if on_cpu else budget.limit
+    allowed = kv_bytes if kv_bytes is not None else min(budget.free, limit)
     pages = min(most, allowed // kv.bytes_per_page)
+    if kv_bytes is None and budget.free <= limit and pages < most:
+        # What is free differs a little at every start; the pages are part of a compiled step's shape, and one that an
+        # earlier start kept should fit this one.
+        pages = max(min(pages, least), _rounded_down(pages))
     if pages < 1:
         raise OutOfMemory(
             f"a KV page takes {gib(kv.bytes_per_page)}, {gib(max(allowed, 0))} are free beside {gib(budget.weights)} "
@@ -96,6 +101,12 @@ def pages_for(kv: KVShape, budget: Budget, *, most: int, least: int, kv_bytes: i
             "--kv-bytes or --memory-fraction"
         )
     return pages
+
+
+def _rounded_down(count: int) -> int:
+    """At most a sixteenth less, so that few different counts are left."""
+    step = 1 << max(0, count.bit_length() - 5)
+    return count // step * step
 
 
 def gib(size: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,10 +20,13 @@ from slipstream.engine.sampler import Logprobs
 from slipstream.engine.shapes import Shape, ShapePolicy
 from slipstream.engine.slots import Slots, slot_row
 from slipstream.engine.step import Batch, Sampled, State, admit, make_step
+from slipstream.engine.step_cache import CompiledStep, StepCache
+from slipstream.hardware.host import read_host
+from slipstream.kernels.native.memory import untouched_zeros
 from slipstream.kernels.ragged import Kernels
 from slipstream.models.registry import Family
 
-COMPILE_THREADS = 4
+COMPILE_THREADS = 4  # at most: each holds a module, and its code while it is made
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class JaxRunner:
         max_seqs: int,
         device: jax.Device,
         kernels: Kernels,
+        step_cache: StepCache,
     ) -> None:
         self.family = family
         self.config = config
@@ -77,8 +82,9 @@ class JaxRunner:
         self.max_seqs = max_seqs
         self.device = device
         self.kernels: Kernels = kernels
-        self._steps: dict[Shape, Any] = {}
-        self._admit: Any = None
+        self._step_cache = step_cache
+        self._steps: dict[Shape, CompiledStep] = {}
+        self._admit: CompiledStep | None = None
         self._state: State | None = None
         self._slot_owner: dict[int, tuple[request.Sequence, int]] = {}
         self._max_len = 0
@@ -115,13 +121,13 @@ class JaxRunner:
         budget, pages = size(0)
         while True:
             largest = self._compile_step(shapes[0], pages)
-            budget, fitting = size(int(largest.memory_analysis().temp_size_in_bytes))
+            budget, fitting = size(largest.temporaries)
             if fitting >= pages:
                 break
             pages = fitting
         self._steps[shapes[0]] = largest
         # XLA compiles without Python's lock, so two threads take little more than half of one's time.
-        with ThreadPoolExecutor(COMPILE_THREADS) as pool:
+        with ThreadPoolExecutor(min(COMPILE_THREADS, read_host().cpus)) as pool:
             admission = pool.submit(self._compile_admit, pages)
             steps = pool.map(lambda shape: self._compile_step(shape, pages), shapes[1:])
             for done, (shape, step) in enumerate(zip(shapes[1:], steps, strict=True), 1):
@@ -129,7 +135,7 @@ class JaxRunner:
                 self._steps[shape] = step
             self._admit = admission.result()
         progress("compile", len(shapes), len(shapes) + 1)
-        self._state = jax.jit(lambda: self._empty_state(pages))()
+        self._state = self._compile("empty", lambda: jax.jit(lambda: self._empty_state(pages)), (), pages=pages).call()
         progress("compile", len(shapes) + 1, len(shapes) + 1)
         return budget, pages
 
@@ -184,32 +190,49 @@ class JaxRunner:
     def _run(self, shape: Shape, rows: _Rows) -> Sampled:
         assert self._state is not None, "compile() comes first"
         batch = Batch(rows.starts, rows.lengths, rows.pages, rows.slots, rows.samples)  # type: ignore[arg-type]
-        self._state, sampled = self._steps[shape](self.weights, self._state, batch)
+        self._state, sampled = self._steps[shape].call(self.weights, self._state, batch)
         return sampled
 
     def _fill_slot(self, slot: int, sequence: request.Sequence) -> None:
         row = slot_row(sequence.tokens, sequence.prompt_len, sequence.request.sampling, self._max_len)
-        self._state = self._admit(self._state, np.int32(slot), row)
+        assert self._admit is not None, "compile() comes first"
+        self._state = self._admit.call(self._state, np.int32(slot), row)
 
     def _empty_state(self, pages: int) -> State:
-        cache = self.kv.cache(pages, self.kernels)
+        if self.kernels == "cpu":
+            cache = untouched_zeros(jax.eval_shape(lambda: self.kv.cache(pages, self.kernels)))
+        else:
+            cache = self.kv.cache(pages, self.kernels)
         return State(cache, Slots.empty(self.max_seqs + 1, self._max_len))  # the last slot is that of empty rows
 
     def _abstract_state(self, pages: int) -> Any:
         return jax.eval_shape(lambda: self._empty_state(pages))
 
-    def _compile_admit(self, pages: int) -> Any:
+    def _compile_admit(self, pages: int) -> CompiledStep:
         row = slot_row([], 0, TokenSampling(), self._max_len)
-        return jax.jit(admit, donate_argnums=0).lower(self._abstract_state(pages), np.int32(0), row).compile()
+        arguments = (self._abstract_state(pages), np.int32(0), row)
+        return self._compile("admit", lambda: jax.jit(admit, donate_argnums=0), arguments)
 
-    def _compile_step(self, shape: Shape, pages: int) -> Any:
+    def _compile_step(self, shape: Shape, pages: int) -> CompiledStep:
         def abstract(values: np.ndarray) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(values.shape, values.dtype)
 
         rows = _Rows.empty(shape, self._pages_per_row, self.max_seqs)
         batch = Batch(*(abstract(getattr(rows, name)) for name in ("starts", "lengths", "pages", "slots", "samples")))  # type: ignore[arg-type]
-        step = jax.jit(make_step(self.family, self.config, shape, self.kernels), donate_argnums=1)
-        return step.lower(self.weights, self._abstract_state(pages), batch).compile()
+
+        def function() -> Any:
+            return jax.jit(make_step(self.family, self.config, shape, self.kernels), donate_argnums=1)
+
+        arguments = (self.weights, self._abstract_state(pages), batch)
+        return self._compile("step", function, arguments, shape=[shape.tokens, shape.rows])
+
+    def _compile(
+        self, kind: str, function: Callable[[], Any], arguments: tuple[Any, ...], **facts: int | list[int]
+    ) -> CompiledStep:
+        """One of the engine's functions, from the cache if it is there."""
+        own = {"family": self.family.name, "config": repr(self.config), "kernels": self.kernels, "kv": repr(self.kv)}
+        limits = {"seqs": self.max_seqs, "length": self._max_len}
+        return self._step_cache.get(kind, function, arguments, **own, **limits, **facts)
 
 
 @dataclass(frozen=True)

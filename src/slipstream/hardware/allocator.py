@@ -1,9 +1,10 @@
-"""How the C library keeps memory that a program has freed."""
+"""How the C library keeps memory that a program has freed, and when it gives it back."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _LARGEST = 2**31 - 1
@@ -22,3 +23,22 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):  # another C library
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_TRIM_THRESHOLD, _LARGEST))
+
+
+def huge_pages_on_demand(root: Path = Path("/")) -> bool:
+    """Whether the system backs private memory with huge pages where a program asks for it, as numpy does."""
+    try:
+        modes = (root / "sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return False
+    return "[always]" in modes or "[madvise]" in modes
+
+
+def give_back_freed_memory() -> bool:
+    """Return to the system, once, what is free now: what compiling took is not needed again. False without glibc."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (AttributeError, OSError):  # another C library
+        return False

@@ -67,6 +67,14 @@ def read_host(root: Path = Path("/"), affinity: Collection[int] | None = None) -
     )
 
 
+def cpu_features(root: Path = Path("/")) -> tuple[str, ...]:
+    """All that the CPU says it can do, sorted: code compiled for one set may not run on another."""
+    for key, value in _fields(root / "proc/cpuinfo", ":"):
+        if key in ("flags", "Features"):
+            return tuple(sorted(value.split()))
+    return (platform.machine(), platform.processor())
+
+
 def _mask_size() -> int:
     mask = getattr(os, "sched_getaffinity", None)  # Linux alone has masks.
     return len(mask(0)) if mask else os.cpu_count() or 1

@@ -102,6 +102,12 @@ def packing_of(param: Param, blocks: Sequence[Blocks | None]) -> Packing | None:
     return Packing(kinds, out, inputs)
 
 
+def any_packed(weights: Any) -> bool:
+    """Whether a tree of weights, or of their shapes, has a packed leaf."""
+    leaves = jax.tree.leaves(weights, is_leaf=lambda leaf: isinstance(leaf, Packed))
+    return any(isinstance(leaf, Packed) for leaf in leaves)
+
+
 @layer_of.register
 def _(leaf: Packed, index: Array | int) -> Packed:
     return replace(leaf, layer=jnp.asarray(index, jnp.int32))

@@ -27,11 +27,13 @@ TARGETS = (
     "slipstream_ffi_mlp",
     "slipstream_ffi_rows",
     "slipstream_ffi_sample",
+    "slipstream_ffi_zeros",
 )
 """The handlers, registered with XLA under their own names."""
 
 
-def _path() -> Path:
+def path() -> Path:
+    """Where the compiled library is, or would be."""
     chosen = os.environ.get(LIBRARY_VARIABLE)
     if chosen:
         return Path(chosen)
@@ -43,7 +45,7 @@ def _path() -> Path:
 def library() -> ctypes.CDLL | None:
     """The compiled library with its FFI targets registered; None where there is none, or it does not load."""
     try:
-        found = ctypes.CDLL(str(_path()))
+        found = ctypes.CDLL(str(path()))
     except OSError:
         return None
     for name in TARGETS:

@@ -1,0 +1,60 @@
+"""What compiled steps and packed weights follow from besides the model and the settings: code and machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+from hashlib import blake2b
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from slipstream.hardware.host import cpu_features, read_host
+from slipstream.kernels.native import library
+
+_PACKAGES = ("checkpoint", "engine", "kernels", "models", "spec")
+# Settings of JAX that say where things are kept or what is printed; all others may change what is compiled.
+_IRRELEVANT = ("cache", "log", "debug", "dump", "trace", "traceback", "guard")
+
+
+@cache
+def code() -> str:
+    """A hash of the sources that decide what is compiled and how weights are packed, native library included."""
+    digest = blake2b(digest_size=16)
+    package = Path(str(files("slipstream")))
+    sources = sorted(path for name in _PACKAGES for path in (package / name).rglob("*.py"))
+    for path in (*sources, library.path()):
+        digest.update(f"{path.relative_to(package) if path.is_relative_to(package) else path}\0".encode())
+        digest.update(blake2b(path.read_bytes()).digest() if path.is_file() else b"")
+    return digest.hexdigest()
+
+
+def _matters(variable: str) -> bool:
+    return variable.startswith(("XLA_", "JAX_")) or variable == library.XLA_THREADS_VARIABLE
+
+
+def packing_facts() -> dict[str, Any]:
+    """What the bytes of packed weights follow from."""
+    return {"code": code(), "native": library.description().partition(",")[0], "byteorder": sys.byteorder}
+
+
+def compile_facts(device: jax.Device) -> dict[str, Any]:
+    """What a compiled step follows from, besides its own function and arguments."""
+    host = read_host()
+    settings = {
+        name: str(value) for name, value in jax.config.values.items() if not any(word in name for word in _IRRELEVANT)
+    }
+    return {
+        "code": code(),
+        "python": sys.version_info[:3],
+        "versions": {name: version(name) for name in ("jax", "jaxlib")},
+        "platform": [device.platform, device.device_kind, device.client.platform_version],
+        "devices": [jax.device_count(), device.id],
+        "cpu": [host.cpu_model, host.cpus, cpu_features()],
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if _matters(name)},
+        "settings": settings,
+    }

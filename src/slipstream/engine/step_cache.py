@@ -1,0 +1,93 @@
+"""Compiled steps on disk, so that a second start neither traces nor compiles.
+
+XLA's own cache, which `compiles` turns on, is asked with a traced and lowered step; making that takes longer than
+reading the result. Here a step is found by the facts that it follows from: the code of this package, the machine, the
+versions, the model's config, and the arguments' shapes.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+from slipstream.hardware.store import Entry, Store, name_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+    """A function on the device, and the bytes of temporaries that a call takes."""
+
+    call: Callable[..., Any]
+    temporaries: int
+
+
+class StepCache:
+    """Compiled functions by what they follow from. `store`: None compiles always. `facts`: hold for all of them."""
+
+    def __init__(self, store: Store | None, facts: Mapping[str, Any], device: jax.Device) -> None:
+        self._store = store
+        self._facts = facts
+        self._device = device
+
+    def get(
+        self, kind: str, function: Callable[[], Callable[..., Any]], arguments: tuple[Any, ...], **facts: Any
+    ) -> CompiledStep:
+        """The function compiled for `arguments` (arrays or their shapes), from disk if it is there.
+
+        `function()` makes the jitted function; called only when it must be compiled. `facts`: what it follows from,
+        besides the arguments' shapes and the facts of all: JSON values.
+        """
+        if self._store is None:
+            return _described(_compile(function, arguments))
+        name = name_of(kind, {"all": self._facts, "own": facts, "arguments": _signature(arguments)})
+        entry = self._store.read(name)
+        step = None if entry is None else self._load(entry, name)
+        if step is None:
+            compiled = _compile(function, arguments)
+            step = _described(compiled)
+            self._keep(self._store, name, compiled, step)
+        return step
+
+    def _load(self, entry: Entry, name: str) -> CompiledStep | None:
+        try:
+            tree_in, tree_out = pickle.loads(entry.parts["trees"])
+            loaded = serialize_executable.deserialize_and_load(
+                bytes(entry.parts["executable"]), tree_in, tree_out, self._device.client, [self._device]
+            )
+            return CompiledStep(loaded, int(entry.facts["temporaries"]))
+        except Exception as error:  # whatever XLA or pickle make of it: compiling is always right
+            logger.warning("a kept step, %s, cannot be loaded (%s) and is compiled again", name, error)
+            return None
+
+    @staticmethod
+    def _keep(store: Store, name: str, compiled: jax.stages.Compiled, step: CompiledStep) -> None:
+        try:
+            executable, tree_in, tree_out = serialize_executable.serialize(compiled)
+            trees = pickle.dumps((tree_in, tree_out))
+        except Exception as error:  # a backend or a step that cannot be kept is compiled each time
+            logger.info("%s cannot be kept: %s", name, error)
+            return
+        store.write(name, {"temporaries": step.temporaries}, {"executable": executable, "trees": trees})
+
+
+def _compile(function: Callable[[], Callable[..., Any]], arguments: tuple[Any, ...]) -> jax.stages.Compiled:
+    jitted: Any = function()
+    return jitted.lower(*arguments).compile()
+
+
+def _described(compiled: jax.stages.Compiled) -> CompiledStep:
+    analysis: Any = compiled.memory_analysis()
+    return CompiledStep(compiled, int(analysis.temp_size_in_bytes))
+
+
+def _signature(arguments: tuple[Any, ...]) -> list[Any]:
+    leaves, tree = jax.tree.flatten(arguments)
+    return [str(tree), [[list(leaf.shape), str(leaf.dtype)] for leaf in leaves]]
