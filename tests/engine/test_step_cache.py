@@ -96,6 +96,18 @@ def test_a_damaged_step_is_compiled_again_and_mended(tmp_path: Path, damage: str
     assert asked.count == 1
 
 
+def test_nothing_is_kept_where_it_may_have_come_out_of_xlas_cache(tmp_path: Path) -> None:
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "xla"))
+    try:
+        Compiles(tmp_path / "steps").get().call(*values())
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert not list(tmp_path.glob("steps/*"))
+    Compiles(tmp_path / "steps").get()
+    assert len(list(tmp_path.glob("steps/*"))) == 1
+
+
 def test_without_a_store_everything_is_compiled() -> None:
     made = []
     cache = StepCache(None, {}, jax.devices()[0])
@@ -124,7 +136,9 @@ def test_the_facts_name_code_machine_and_versions(monkeypatch: pytest.MonkeyPatc
             assert origin.compile_facts(device) != facts
 
 
-def test_the_code_hash_follows_each_source_and_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_hash_follows_each_source_and_packing_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for package in ("kernels", "models"):
         (tmp_path / package).mkdir()
     source, library = tmp_path / "kernels" / "a.py", tmp_path / "lib.so"
@@ -140,10 +154,13 @@ def test_the_code_hash_follows_each_source_and_the_library(tmp_path: Path, monke
         lambda: source.write_text("1"),
         lambda: source.write_text("2"),
         lambda: source.rename(tmp_path / "models" / "a.py"),
-        lambda: library.write_bytes(b"built"),
-        lambda: library.write_bytes(b"built again"),
     ):
         change()
         hashes.append(now())
-    origin.code.cache_clear()
     assert len(set(hashes)) == len(hashes)
+    library.write_bytes(b"built")
+    built = origin.packing_facts()
+    library.write_bytes(b"built again")
+    assert origin.packing_facts() != built
+    assert now() == hashes[-1]
+    origin.code.cache_clear()

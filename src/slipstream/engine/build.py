@@ -16,7 +16,7 @@ from slipstream.api.engine import EngineInfo
 from slipstream.checkpoint.fingerprint import fingerprint
 from slipstream.checkpoint.loading import check, load
 from slipstream.checkpoint.progress import Progress, silent
-from slipstream.engine.compiles import CompileCounter, store_of, use_compile_cache
+from slipstream.engine.compiles import CompileCounter, store_of
 from slipstream.engine.config import EngineConfig
 from slipstream.engine.loop import Engine
 from slipstream.engine.memory import KVShape, device_limit, kv_dtype
@@ -43,7 +43,6 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
 
     Raises UnsupportedModel, CheckpointError, ConfigError or OutOfMemory, before anything large is read where possible.
     """
-    use_compile_cache(config.compile_cache)
     library.use_threads(config.cpu_threads)  # before XLA starts, which looking for devices does
     compiles = CompileCounter()
     members = family(checkpoint.config)

@@ -41,7 +41,11 @@ class CompileCounter:
 
 
 def use_compile_cache(folder: str | None) -> None:
-    """Keep compiled steps in `folder`; None: under the user's cache folder; an empty string: do not keep them."""
+    """Turn on XLA's cache in `folder`; None: under the user's cache folder; an empty string: leave it off.
+
+    For programs that compile functions of their own. An engine has `StepCache`, and what comes out of this one cannot
+    be kept there.
+    """
     if folder == "":
         return
     path = Path(folder) if folder else cache_folder() / "compiled"
@@ -61,3 +65,8 @@ def store_of(folder: str | None, kind: Literal["steps", "weights"]) -> Store | N
     if folder == "":
         return None
     return Store((Path(folder) if folder else cache_folder()) / kind, _MOST_BYTES[kind])
+
+
+def xlas_cache_is_on() -> bool:
+    """Whether a result of compiling may have come out of XLA's own cache: turned on here, or by JAX's settings."""
+    return bool(jax.config.values["jax_enable_compilation_cache"] and jax.config.values["jax_compilation_cache_dir"])

@@ -23,13 +23,16 @@ _IRRELEVANT = ("cache", "log", "debug", "dump", "trace", "traceback", "guard")
 
 @cache
 def code() -> str:
-    """A hash of the sources that decide what is compiled and how weights are packed, native library included."""
+    """A hash of the sources that decide what is compiled and how weights are packed.
+
+    The native library is no part of it: a compiled step calls its handlers by name.
+    """
     digest = blake2b(digest_size=16)
     package = Path(str(files("slipstream")))
     sources = sorted(path for name in _PACKAGES for path in (package / name).rglob("*.py"))
-    for path in (*sources, library.path()):
-        digest.update(f"{path.relative_to(package) if path.is_relative_to(package) else path}\0".encode())
-        digest.update(blake2b(path.read_bytes()).digest() if path.is_file() else b"")
+    for path in sources:
+        digest.update(f"{path.relative_to(package)}\0".encode())
+        digest.update(blake2b(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
@@ -39,7 +42,10 @@ def _matters(variable: str) -> bool:
 
 def packing_facts() -> dict[str, Any]:
     """What the bytes of packed weights follow from."""
-    return {"code": code(), "native": library.description().partition(",")[0], "byteorder": sys.byteorder}
+    path = library.path()
+    built = blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else None
+    isa = library.description().partition(",")[0]
+    return {"code": code(), "library": built, "isa": isa, "byteorder": sys.byteorder}
 
 
 def compile_facts(device: jax.Device) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Compiled steps on disk, so that a second start neither traces nor compiles.
 
-XLA's own cache, which `compiles` turns on, is asked with a traced and lowered step; making that takes longer than
-reading the result. Here a step is found by the facts that it follows from: the code of this package, the machine, the
-versions, the model's config, and the arguments' shapes.
+XLA's own cache is asked with a traced and lowered step; making that takes longer than reading the result. Here a step
+is found by the facts that it follows from: the code of this package, the machine, the versions, the model's config, and
+the arguments' shapes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
+from slipstream.engine.compiles import xlas_cache_is_on
 from slipstream.hardware.store import Entry, Store, name_of
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,9 @@ class StepCache:
         if step is None:
             compiled = _compile(function, arguments)
             step = _described(compiled)
-            self._keep(self._store, name, compiled, step)
+            # On a CPU, what came out of XLA's cache runs, but what it is serialized to a second time does not.
+            if not xlas_cache_is_on():
+                self._keep(self._store, name, compiled, step)
         return step
 
     def _load(self, entry: Entry, name: str) -> CompiledStep | None:
