@@ -190,18 +190,19 @@ def _drain(engine: Engine) -> None:
 def _traced() -> Iterator[Any]:
     """Writes down calls inside; gives a function that returns those so far."""
     native = native_library()
-    native.slipstream_traced.restype = ctypes.c_int64
-    buffer = (Call * _MOST_CALLS)()
-
-    def calls() -> Iterator[Call]:
-        count = native.slipstream_traced(buffer, ctypes.c_int64(_MOST_CALLS))
-        return (buffer[i] for i in range(min(count, _MOST_CALLS)))
-
     native.slipstream_trace(1)
     try:
-        yield calls
+        yield _traced_calls
     finally:
         native.slipstream_trace(0)
+
+
+def _traced_calls() -> Iterator[Call]:
+    native = native_library()
+    native.slipstream_traced.restype = ctypes.c_int64
+    buffer = (Call * _MOST_CALLS)()
+    count = native.slipstream_traced(buffer, ctypes.c_int64(_MOST_CALLS))
+    return (buffer[i] for i in range(min(count, _MOST_CALLS)))
 
 
 COLUMNS = ("part", "calls", "ms", "share", "GB/s", "of read", "GOP/s", "of peak")
