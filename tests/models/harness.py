@@ -16,6 +16,7 @@ import numpy as np
 from slipstream.checkpoint import RandomSource, load, open_checkpoint
 from slipstream.engine.memory import KVShape
 from slipstream.engine.placement import Placement
+from slipstream.kernels.native import library
 from slipstream.kernels.packed import Precision
 from slipstream.kernels.ragged import Kernels, KVCache, Step
 from slipstream.models.registry import Family, family
@@ -44,6 +45,7 @@ class Model:
         cls, config: Mapping[str, Any], source: Source, kernels: Kernels = "reference", precision: Precision = "exact"
     ) -> Model:
         """The model of a config.json with a source's weights: in float32, or as the native kernels read them."""
+        assert kernels != "cpu" or library.reason() is None, library.reason()
         chosen = family(config)
         c = chosen.from_hf(config)
         place = Placement(jax.local_devices()[0], np.dtype(np.float32), kernels == "cpu", precision)

@@ -43,9 +43,11 @@ class Family:
     """A model family as functions.
 
     `from_hf(config)` -> its Config (a `ModelConfig`). `plan(c)` -> tree of Params. `forward(w, c, tokens i32[t], step,
-    cache)` -> (states [t, d], cache). `unembed(w, c, states [r, d], real)` -> logits float32 [r, v], those of the first
-    `real` rows (None: all). `model_types` and `architectures` are the names in config.json that it answers to.
-    `unread`: patterns (of fnmatch) of tensors in its checkpoints that the plan does not ask for, as of an image tower.
+    cache)` -> (states [t, d] after the last block, cache). `unembed(w, c, states [r, d], real)` -> logits float32
+    [r, v], those of the first `real` rows (None: all), the final norm included: it is then computed for no more rows,
+    and with the product where a kernel can. `model_types` and `architectures` are the names in config.json that it
+    answers to. `unread`: patterns (of fnmatch) of tensors in its checkpoints that the plan does not ask for, as of an
+    image tower.
     """
 
     name: str

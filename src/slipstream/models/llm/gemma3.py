@@ -186,15 +186,15 @@ def block(
 
 
 def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) -> tuple[Array, KVCache]:
-    """Packed `tokens` i32[t] to their final states [t, d], and the cache with their keys and values."""
+    """Packed `tokens` i32[t] to the states [t, d] after the last block, and the cache with their keys and values."""
     x = embed(tokens, w.embed)
     x = x * jnp.asarray(c.width**0.5, x.dtype)  # Rounded to the weights' type first, as in training.
     angles = {rope: rope.angles(step.positions) for rope in dict.fromkeys(kind.rope for kind in c.kinds)}
-    x, cache = stack(partial(block, c, angles), w.blocks, x, step, cache, c.kinds)
-    return Norm(w.final_norm, c.norm_eps, 1.0)(x), cache
+    return stack(partial(block, c, angles), w.blocks, x, step, cache, c.kinds)
 
 
 def unembed(w: Weights, c: Config, x: Array, real: Array | None = None) -> Array:
     """Logits float32 [r, v] of states `x` [r, d], of which the first `real` i32[] are wanted (None: all)."""
-    logits = dot("rd,vd->rv", x, w.embed if w.head is None else w.head, Around(real=real), dtype=jnp.float32)
+    around = Around(Norm(w.final_norm, c.norm_eps, 1.0), real=real)
+    logits = dot("rd,vd->rv", x, w.embed if w.head is None else w.head, around, dtype=jnp.float32)
     return soft_cap(logits, c.logit_cap)

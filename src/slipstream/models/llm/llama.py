@@ -168,13 +168,12 @@ def block(
 
 
 def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) -> tuple[Array, KVCache]:
-    """Packed `tokens` i32[t] to their final states [t, d], and the cache with their keys and values."""
-    x = embed(tokens, w.embed)
+    """Packed `tokens` i32[t] to the states [t, d] after the last block, and the cache with their keys and values."""
     run = partial(block, c, c.rope.angles(step.positions))
-    x, cache = stack(run, w.blocks, x, step, cache, (Kind(c.rope, c.window),) * c.layers)
-    return Norm(w.final_norm, c.norm_eps)(x), cache
+    return stack(run, w.blocks, embed(tokens, w.embed), step, cache, (Kind(c.rope, c.window),) * c.layers)
 
 
 def unembed(w: Weights, c: Config, x: Array, real: Array | None = None) -> Array:
     """Logits float32 [r, v] of states `x` [r, d], of which the first `real` i32[] are wanted (None: all)."""
-    return dot("rd,vd->rv", x, w.embed if w.head is None else w.head, Around(real=real), dtype=jnp.float32)
+    around = Around(Norm(w.final_norm, c.norm_eps), real=real)
+    return dot("rd,vd->rv", x, w.embed if w.head is None else w.head, around, dtype=jnp.float32)
