@@ -45,6 +45,18 @@ def test_reads_what_the_safetensors_package_writes(tmp_path: Path, dtype: str) -
         np.testing.assert_array_equal(found, value)
 
 
+@pytest.mark.parametrize(("kind", "dtype"), [("F32", np.float32), ("F16", np.float16), ("BF16", ml_dtypes.bfloat16)])
+def test_floats_are_offered_as_they_are_stored(tmp_path: Path, kind: str, dtype: Any) -> None:
+    value = np.random.default_rng(0).normal(size=(3, 5)).astype(dtype)
+    save_file({"odd": np.zeros(1, np.int8), "w": value, "none": value[:0]}, tmp_path / "model.safetensors")
+    source = open_folder(tmp_path)
+    blocks, none = source.blocks("w"), source.blocks("none")
+    assert blocks is not None and none is not None and source.blocks("odd") is None
+    assert (blocks.kind, blocks.shape) == (kind, (3, 5))
+    np.testing.assert_array_equal(blocks.read(), value.view(np.uint8))
+    assert none.read().size == 0
+
+
 def test_bfloat16_keeps_its_bits(tmp_path: Path) -> None:
     value = np.array([1.0, -2.5, 3.0e38, 1e-30], ml_dtypes.bfloat16)
     save_file({"w": value}, tmp_path / "model.safetensors")

@@ -33,7 +33,9 @@ class QuantizedSource:
 
     def _stored(self, name: str) -> np.ndarray | None:
         values = self._source.read(name)
-        return gguf.quants.quantize(values, self._kind(name)) if values.ndim == 2 else None
+        if values.ndim != 2:
+            return None
+        return np.ascontiguousarray(gguf.quants.quantize(values, self._kind(name))).view(np.uint8)
 
     def _kind(self, name: str) -> gguf.GGMLQuantizationType:
         return gguf.GGMLQuantizationType[self._kinds[name]]

@@ -54,6 +54,21 @@ def test_replies_and_log_probabilities_equal_those_of_xla(native: Engine, plain:
             assert max(abs(x.logprob - y.logprob) for x, y in pairs) < 2e-3
 
 
+def test_floats_are_multiplied_as_they_are_stored(plain: Engine) -> None:
+    kinds = ["F32", "F16", "BF16"]  # by turns, within a stack too
+    requests = [tiny.request(str(i), p, max_tokens=12, logprobs=3) for i, p in enumerate(PROMPTS)]
+    ours = tiny.engine(quantized.checkpoint(CONFIG, kinds=kinds), kernels="cpu")
+    theirs = tiny.engine(quantized.checkpoint(CONFIG, kinds=kinds, offers_blocks=False))
+    assert 0.6 < ours.info.weight_bytes / theirs.info.weight_bytes < 0.75  # (4 + 2 + 2) / 12 of it are matrices
+    for (name, ours_said), theirs_said in zip(
+        tiny.run(ours, requests).items(), tiny.run(theirs, requests).values(), strict=True
+    ):
+        assert tiny.tokens(ours_said) == tiny.tokens(theirs_said), name
+        for a, b in zip(ours_said, theirs_said, strict=True):
+            for x, y in zip(a.logprobs or [], b.logprobs or [], strict=True):
+                assert abs(x.logprob - y.logprob) < 1e-4
+
+
 def test_gemma_gives_the_64_greedy_tokens_of_transformers() -> None:
     """Recorded in float32 (tests/golden/make_models.py). Its file mixes four block types, within a stack too."""
     records = json.loads((Path(__file__).parents[1] / "golden" / "models" / "real.json").read_text())["gemma3-270m"]

@@ -46,9 +46,9 @@ class GgufSource:
         return self._tensors[name][0].shape
 
     def blocks(self, name: str) -> Blocks | None:
-        """The stored blocks, rows alone moved; None for floats, and for tensors whose values were shifted (norms)."""
+        """The stored blocks, rows alone moved; None for tensors whose values were shifted (norms)."""
         info, row = self._tensors[name]
-        if info.kind.name in _DIRECT or row.shift:
+        if row.shift:
             return None
         return Blocks(info.kind.name, info.shape, lambda: self._rows(info, row))
 

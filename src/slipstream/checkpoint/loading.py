@@ -67,8 +67,8 @@ def load(
     a read-only view of the file where nothing had to be rearranged; otherwise it starts at a multiple of 64 bytes and
     nobody else holds it. Leaves are read one after the other: the host holds one at a time besides what `place` keeps.
 
-    `place_blocks(param, blocks)` is asked first: with the tensors' quantized blocks (None for one stored as floats) it
-    may make the leaf itself, or decline with None.
+    `place_blocks(param, blocks)` is asked first: with the tensors as they are stored (None for one that the source
+    computes from what is stored) it may make the leaf itself, or decline with None.
 
     Raises CheckpointError, before anything is read, unless names and shapes fit (see `check`).
     """

@@ -44,6 +44,8 @@ DTYPES: Mapping[str, np.dtype] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
+FLOATS = ("F32", "F16", "BF16")
+"""Those that kernels read as they are stored."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,12 @@ class SafetensorsSource:
         return np.frombuffer(entry.data, entry.dtype, prod(entry.shape), entry.start).reshape(entry.shape)
 
     def blocks(self, name: str) -> Blocks | None:
-        """None: these are plain floats."""
-        return None
+        """The floats as they are stored; None for numbers of another type, and for a single one."""
+        entry = self._entries[name]
+        kind = next(kind for kind, dtype in DTYPES.items() if dtype == entry.dtype)
+        if kind not in FLOATS or not entry.shape:
+            return None
+        return Blocks(kind, entry.shape, lambda: self.read(name).view(np.uint8))
 
 
 def open_folder(folder: Path) -> SafetensorsSource:

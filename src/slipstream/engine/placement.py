@@ -1,4 +1,4 @@
-"""Where weights go and in what form: plain arrays of one dtype, or blocks for the native CPU kernels."""
+"""Where weights go and in what form: plain arrays of one dtype, or packed for the native CPU kernels."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from slipstream.kernels.packed import Packed, Packing, Precision, packing_of
 from slipstream.spec.param import Param, map_params
 from slipstream.spec.source import Blocks, Source
 
+FLOATS = ("F32", "F16", "BF16")
+
 
 @dataclass(frozen=True)
 class Placement:
-    """`native`: keep weights in quantized blocks where the kernels know them; `precision` is theirs."""
+    """`native`: keep weights as the file stores them where the kernels know that form; `precision` is theirs."""
 
     device: jax.Device
     dtype: np.dtype
@@ -49,4 +51,8 @@ class Placement:
         return map_params(leaf, plan)
 
     def _packing(self, param: Param, blocks: Sequence[Blocks | None]) -> Packing | None:
-        return packing_of(param, blocks) if self.native else None
+        # Floats are multiplied as they are stored, in float32: what another dtype asks for is done by XLA.
+        floats = any(one is not None and one.kind in FLOATS for one in blocks)
+        if not self.native or (floats and self.dtype != np.float32):
+            return None
+        return packing_of(param, blocks)

@@ -1,4 +1,4 @@
-"""Weights that stay in GGUF's blocks, regrouped for the native CPU kernels, and the products that read them."""
+"""Weights as their file stores them, in blocks or floats, regrouped for the native CPU kernels, and their products."""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ from slipstream.spec.tokenizer import TokenizerSpec
 
 @dataclass(frozen=True)
 class Blocks:
-    """A tensor in quantized blocks, as a file stores it. `kind`: GGUF's name of the block type. `shape`: the tensor's.
+    """A tensor as a file stores it: in quantized blocks, or in floats, each a block of its own.
+
+    `kind`: GGUF's name of the block type, or F32, F16 or BF16. `shape`: the tensor's.
 
     `read()` gives the bytes, uint8 [rows..., bytes of a row].
     """
@@ -41,7 +43,7 @@ class Source(Protocol):
         """The tensor in its stored float dtype; blocks are dequantized to float32."""
 
     def blocks(self, name: str) -> Blocks | None:
-        """The tensor's quantized blocks, not read yet; None where it is stored as plain floats."""
+        """The tensor's blocks, not read yet; None where its values are not those that the file stores."""
 
 
 @dataclass(frozen=True)
