@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -19,11 +19,11 @@ from slipstream.engine.request import StepPlan
 from slipstream.engine.sampler import Logprobs
 from slipstream.engine.shapes import Shape, ShapePolicy
 from slipstream.engine.slots import Slots, slot_row
-from slipstream.engine.step import Batch, Sampled, State, admit, make_step
+from slipstream.engine.step import DONATED, Sampled, State, admit, flat_sizes, make_step
 from slipstream.engine.step_cache import CompiledStep, StepCache
 from slipstream.hardware.host import read_host
 from slipstream.kernels.native.memory import untouched_zeros
-from slipstream.kernels.ragged import Kernels
+from slipstream.kernels.ragged import Kernels, KVCache
 from slipstream.models.registry import Family
 
 COMPILE_THREADS = 4  # at most: each holds a module, and its code while it is made
@@ -189,8 +189,8 @@ class JaxRunner:
 
     def _run(self, shape: Shape, rows: _Rows) -> Sampled:
         assert self._state is not None, "compile() comes first"
-        batch = Batch(rows.starts, rows.lengths, rows.pages, rows.slots, rows.samples)  # type: ignore[arg-type]
-        self._state, sampled = self._steps[shape].call(self.weights, self._state, batch)
+        cache, history, sampled = self._steps[shape].call(self.weights, *_parts(self._state), rows.flat)
+        self._state = State(cache, replace(self._state.slots, history=history))
         return sampled
 
     def _fill_slot(self, slot: int, sequence: request.Sequence) -> None:
@@ -214,16 +214,13 @@ class JaxRunner:
         return self._compile("admit", lambda: jax.jit(admit, donate_argnums=0), arguments)
 
     def _compile_step(self, shape: Shape, pages: int) -> CompiledStep:
-        def abstract(values: np.ndarray) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(values.shape, values.dtype)
-
         rows = _Rows.empty(shape, self._pages_per_row, self.max_seqs)
-        batch = Batch(*(abstract(getattr(rows, name)) for name in ("starts", "lengths", "pages", "slots", "samples")))  # type: ignore[arg-type]
+        flat = jax.ShapeDtypeStruct(rows.flat.shape, rows.flat.dtype)
 
         def function() -> Any:
-            return jax.jit(make_step(self.family, self.config, shape, self.kernels), donate_argnums=1)
+            return jax.jit(make_step(self.family, self.config, shape, self.kernels), donate_argnums=DONATED)
 
-        arguments = (self.weights, self._abstract_state(pages), batch)
+        arguments = (self.weights, *_parts(self._abstract_state(pages)), flat)
         return self._compile("step", function, arguments, shape=[shape.tokens, shape.rows])
 
     def _compile(
@@ -237,24 +234,23 @@ class JaxRunner:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The host's arrays of a step, see `Batch`."""
+    """The host's arrays of a step, see `Batch`: views of parts of `flat`, which is what the step takes."""
 
+    flat: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
-    pages: np.ndarray
     slots: np.ndarray
     samples: np.ndarray
+    pages: np.ndarray
 
     @classmethod
     def empty(cls, shape: Shape, pages_per_row: int, blank_slot: int) -> _Rows:
         """Rows that compute nothing."""
-        return cls(
-            np.zeros(shape.rows + 1, np.int32),
-            np.zeros(shape.rows, np.int32),
-            np.zeros((shape.rows, pages_per_row), np.int32),
-            np.full(shape.rows, blank_slot, np.int32),
-            np.zeros(shape.rows, np.bool_),
-        )
+        sizes = flat_sizes(shape.rows, pages_per_row)
+        flat = np.zeros(sum(sizes), np.int32)
+        starts, lengths, slots, samples, pages = np.split(flat, np.cumsum(sizes)[:-1])
+        slots[:] = blank_slot
+        return cls(flat, starts, lengths, slots, samples, pages.reshape(shape.rows, pages_per_row))
 
     def fill(self, plan: StepPlan) -> None:
         """Write a plan's rows from the first on."""
@@ -267,6 +263,11 @@ class _Rows:
             self.slots[i] = row.slot
             self.samples[i] = row.samples
         self.starts[len(plan.rows) + 1 :] = first
+
+
+def _parts(state: State) -> tuple[KVCache, Any, Slots]:
+    """A state as a step takes it: what it changes, and what it only reads."""
+    return state.cache, state.slots.history, replace(state.slots, history=None)  # type: ignore[arg-type]
 
 
 def _following(row: request.RowPlan) -> range:

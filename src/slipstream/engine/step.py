@@ -16,6 +16,7 @@ from slipstream.engine.slots import Slots
 from slipstream.kernels.ragged import Kernels, KVCache, Step
 from slipstream.models.registry import Family
 
+DONATED = (1, 2)  # arguments of a step that it updates in place
 PROMPT_BLOCK = 32  # prompt positions whose logits are live at once: a whole chunk's would outweigh the model
 
 
@@ -33,11 +34,27 @@ class Batch:
     slots: Array
     samples: Array
 
+    @classmethod
+    def of(cls, flat: Array, rows: int) -> Batch:
+        """From all of it in one i32 array, as `flat_sizes` lays it out: the host hands over one array, not five."""
+        parts, first = [], 0
+        sizes = flat_sizes(rows, 0)
+        for size in sizes[:-1]:
+            parts.append(flat[first : first + size])
+            first += size
+        starts, lengths, slots, samples = parts
+        return cls(starts, lengths, flat[first:].reshape(rows, -1), slots, samples != 0)
+
+
+def flat_sizes(rows: int, pages_per_row: int) -> tuple[int, ...]:
+    """Numbers of starts, lengths, slots, samples (0 or 1) and pages in a batch of that many rows, in this order."""
+    return rows + 1, rows, rows, rows, rows * pages_per_row
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """What a step carries to the next one; donated, so updated in place."""
+    """What lives on the device from step to step. A step changes the cache and the slots' history, in place."""
 
     cache: KVCache
     slots: Slots
@@ -58,36 +75,42 @@ class Sampled:
 
 def make_step(
     family: Family, config: Any, shape: Shape, kernels: Kernels
-) -> Callable[[Any, State, Batch], tuple[State, Sampled]]:
-    """The step of one shape, a pure function to be jitted with the state donated."""
+) -> Callable[[Any, KVCache, Array, Slots, Array], tuple[KVCache, Array, Sampled]]:
+    """The step of one shape, a pure function to be jitted with `cache` and `history` donated (`DONATED`).
 
-    def step(weights: Any, state: State, batch: Batch) -> tuple[State, Sampled]:
+    `wishes` are the slots without their history, and `flat` is a `Batch`. What does not change is no result: every
+    array that goes in and out of a call costs the host time.
+    """
+
+    def step(
+        weights: Any, cache: KVCache, history: Array, wishes: Slots, flat: Array
+    ) -> tuple[KVCache, Array, Sampled]:
+        slots = replace(wishes, history=history)
+        batch = Batch.of(flat, shape.rows)
         ragged = Step.of(
             batch.starts, batch.lengths, batch.pages, shape.tokens, decode_only=shape.decode_only, kernels=kernels
         )
         count = batch.lengths.shape[0]
-        history = state.slots.history
         token_slot = batch.slots[jnp.minimum(ragged.rows, count - 1)]
         ids = jnp.maximum(history[token_slot, ragged.positions], 0)
-        x, cache = family.forward(weights, config, ids, ragged, state.cache)
+        x, cache = family.forward(weights, config, ids, ragged, cache)
 
         last = jnp.maximum(batch.starts[1:] - 1, 0)
         real = jnp.sum(batch.lengths > 0, dtype=jnp.int32)  # they come first
         logits = family.unembed(weights, config, x[last], real)
-        drawn = sample(logits, state.slots, batch.slots, batch.lengths, count=real, kernels=kernels)
+        drawn = sample(logits, slots, batch.slots, batch.lengths, count=real, kernels=kernels)
         logprobs = lax.cond(
-            jnp.any(state.slots.logprobs[batch.slots] & batch.samples),
+            jnp.any(slots.logprobs[batch.slots] & batch.samples),
             lambda: logprobs_of(logits, drawn),
             lambda: no_logprobs(count, logits.shape[1]),
         )
         prompt = None
         if not shape.decode_only:
-            prompt = prompt_logprobs(family, weights, config, x, state.slots, ragged, token_slot, logits.shape[1])
+            prompt = prompt_logprobs(family, weights, config, x, slots, ragged, token_slot, logits.shape[1])
 
         slot = jnp.where(batch.samples, batch.slots, history.shape[0])  # rows that draw nothing write nothing
         history = history.at[slot, batch.lengths].set(drawn, mode="drop")
-        slots = replace(state.slots, history=history)
-        return State(cache, slots), Sampled(drawn, logprobs, prompt)
+        return cache, history, Sampled(drawn, logprobs, prompt)
 
     return step
 
