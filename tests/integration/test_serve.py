@@ -185,7 +185,7 @@ def test_sigterm_finishes_what_runs_and_exits_with_0(tmp_path: Path) -> None:
     stream = client.chat.completions.create(
         model="smollm2-135m",
         messages=QUESTION,
-        max_tokens=30,
+        max_tokens=900,  # seconds of work: the server must still be at it when it is asked again
         stream=True,
         extra_body={"ignore_eos": True},
         temperature=0,

@@ -21,6 +21,10 @@ LOADED_BY_OTHERS = {"httptools", "uvloop", "ml-dtypes"}
 """uvicorn loads the first two by name; numpy finds bfloat16 through the third."""
 
 
+DRIVERS = ROOT / "src/slipstream/bench/peers/drivers"
+"""They run in environments of their own, each with the engine that it drives."""
+
+
 def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[^A-Za-z0-9_.-]", requirement)[0] for requirement in requirements}
 
@@ -32,6 +36,8 @@ def module(package: str) -> str:
 def imported() -> set[str]:
     found: set[str] = set()
     for path in (ROOT / "src").rglob("*.py"):
+        if DRIVERS in path.parents:
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}
