@@ -43,7 +43,7 @@ class EngineConfig:
         cpu: the native CPU kernels; xla: XLA's own code; auto: cpu on a CPU where they were built.
     cpu_precision
         How the native kernels round activations to multiply them with quantized weights. exact: 16 bits a number, as
-        good as float32; fast: 8 bits.
+        good as float32; fast: 8 bits, but for the logits.
     cpu_threads
         Threads that compute on a CPU. None: as many as the process may use, by its mask of processors and its control
         groups' limits.

@@ -37,7 +37,7 @@ class Placement:
             return None
         data = empty((packing.bounds[-1],), np.dtype(np.uint8))
         packing.pack([one for one in blocks if one is not None], data)
-        return Packed.of(packing, data, self.precision, self.device)
+        return Packed.of(packing, data, self._precision(param), self.device)
 
     def abstract(self, plan: Any, source: Source) -> Any:
         """The tree that `load` will make, with shapes in place of data."""
@@ -46,9 +46,13 @@ class Placement:
             packing = self._packing(param, [source.blocks(name) for name in param.names])
             if packing is None:
                 return jax.ShapeDtypeStruct(param.shape, self.dtype)
-            return packing.abstract(self.precision)
+            return packing.abstract(self._precision(param))
 
         return map_params(leaf, plan)
+
+    def _precision(self, param: Param) -> Precision:
+        """Logits are always exact: no later layer evens out what is rounded there, and it halves the loss of `fast`."""
+        return "exact" if any(axis.role == "vocab" for axis in param.dims.axes) else self.precision
 
     def _packing(self, param: Param, blocks: Sequence[Blocks | None]) -> Packing | None:
         # Floats are multiplied as they are stored, in float32: what another dtype asks for is done by XLA.
