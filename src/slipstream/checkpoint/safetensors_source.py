@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from slipstream.errors import CheckpointError
-from slipstream.spec.source import Blocks
+from slipstream.spec.source import FLOATS, Blocks
 
 HEADER_LIMIT = 100_000_000
 INDEX_LIMIT = 100_000_000
@@ -44,8 +44,6 @@ DTYPES: Mapping[str, np.dtype] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-FLOATS = ("F32", "F16", "BF16")
-"""Those that kernels read as they are stored."""
 
 
 @dataclass(frozen=True)

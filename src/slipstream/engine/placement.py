@@ -12,9 +12,7 @@ import numpy as np
 from slipstream.checkpoint.loading import empty
 from slipstream.kernels.packed import Packed, Packing, Precision, packing_of
 from slipstream.spec.param import Param, map_params
-from slipstream.spec.source import Blocks, Source
-
-FLOATS = ("F32", "F16", "BF16")
+from slipstream.spec.source import FLOATS, Blocks, Source
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Placement:
         return map_params(leaf, plan)
 
     def _precision(self, param: Param) -> Precision:
-        """Logits are always exact: no later layer evens out what is rounded there, and it halves the loss of `fast`."""
+        """Logits are always exact: no later layer evens out what is rounded there."""
         return "exact" if any(axis.role == "vocab" for axis in param.dims.axes) else self.precision
 
     def _packing(self, param: Param, blocks: Sequence[Blocks | None]) -> Packing | None:

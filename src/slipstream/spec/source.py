@@ -11,12 +11,15 @@ import numpy as np
 
 from slipstream.spec.tokenizer import TokenizerSpec
 
+FLOATS = ("F32", "F16", "BF16")
+"""Kinds of `Blocks` that are plain floats."""
+
 
 @dataclass(frozen=True)
 class Blocks:
     """A tensor as a file stores it: in quantized blocks, or in floats, each a block of its own.
 
-    `kind`: GGUF's name of the block type, or F32, F16 or BF16. `shape`: the tensor's.
+    `kind`: GGUF's name of the block type, or one of FLOATS. `shape`: the tensor's.
 
     `read()` gives the bytes, uint8 [rows..., bytes of a row].
     """
