@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from einops import rearrange
 
 from slipstream.checkpoint.progress import Progress, silent
 from slipstream.errors import CheckpointError
-from slipstream.spec.param import Param, map_params, params
+from slipstream.spec.param import Axis, Param, map_params, params
 from slipstream.spec.source import Blocks, Source
 
 # Tensors that a checkpoint may hold and no plan reads: they are computed from the config, or repeat the embedding of
@@ -81,7 +82,7 @@ def load(
     def leaf(param: Param) -> Any:
         nonlocal done
         path, _ = next(paths)  # map_params visits the leaves in the order of params
-        placed = place_blocks(param, [source.blocks(name) for name in param.names])
+        placed = place_blocks(param, blocks_of(param, source))
         if placed is None:
             placed = place(param, path, read(param, source))
         done += param.size
@@ -91,11 +92,16 @@ def load(
     return map_params(leaf, plan)
 
 
+def blocks_of(param: Param, source: Source) -> list[Blocks | None]:
+    """The tensors of one leaf as they are stored, not read yet; None where the source has no blocks of just this leaf."""
+    return [_part_of_blocks(param, source.blocks(name)) for name in param.names]
+
+
 def read(param: Param, source: Source) -> np.ndarray:
     """One leaf as the forward wants it: layers stacked, axes rearranged, offset added. See `load` for the dtype."""
     if param.layers is None:
         one = _arranged(param, source.read(param.names[0]))
-        return _aligned(one) if param.layout or param.offset else one
+        return _aligned(one) if param.layout or param.offset or param.part else one
     whole: np.ndarray | None = None
     for layer, name in enumerate(param.names):
         one = _arranged(param, source.read(name))
@@ -118,7 +124,33 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
+def _part_of_blocks(param: Param, blocks: Blocks | None) -> Blocks | None:
+    """Rows of a tensor in blocks. Along its last axis there is no part: a block holds several numbers of that one."""
+    groups = param.stored_groups
+    if blocks is None or param.part is None:
+        return blocks
+    if param.part.letter in (axis.letter for axis in groups[-1]):
+        return None
+    shape = tuple(prod(axis.size for axis in group) for group in groups)
+    return Blocks(blocks.kind, shape, lambda: _part(param, blocks.read(), groups[:-1]))
+
+
+def _part(param: Param, stored: np.ndarray, groups: Sequence[Sequence[Axis]]) -> np.ndarray:
+    """What is the parameter's own of a stored tensor whose first axes are `groups`; a view wherever numpy can give one.
+
+    So of a mapped file nothing else is read.
+    """
+    if param.part is None:
+        return stored
+    rest = stored.shape[len(groups) :]
+    axes = [axis for group in groups for axis in group]
+    split = stored.reshape(*map(param.stored_size, axes), *rest)
+    taken = split[tuple(param.part.of(axis.size) if axis.letter == param.part.letter else slice(None) for axis in axes)]
+    return taken.reshape(*(prod(axis.size for axis in group) for group in groups), *rest)
+
+
 def _arranged(param: Param, stored: np.ndarray) -> np.ndarray:
+    stored = _part(param, stored, param.stored_groups)
     values = stored.astype(np.float32) + np.float32(param.offset) if param.offset else stored
     if param.layout is None:
         return values

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slipstream.checkpoint.loading import empty
+from slipstream.checkpoint.loading import blocks_of, empty
 from slipstream.kernels.packed import Packed, Packing, Precision, packing_of
 from slipstream.spec.param import Param, map_params
 from slipstream.spec.source import FLOATS, Blocks, Source
@@ -41,7 +41,7 @@ class Placement:
         """The tree that `load` will make, with shapes in place of data."""
 
         def leaf(param: Param) -> Any:
-            packing = self._packing(param, [source.blocks(name) for name in param.names])
+            packing = self._packing(param, blocks_of(param, source))
             if packing is None:
                 return jax.ShapeDtypeStruct(param.shape, self.dtype)
             return packing.abstract(self._precision(param))

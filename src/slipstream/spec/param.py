@@ -40,6 +40,28 @@ class Dims:
         return {axis.letter: axis.size for axis in self.axes}
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which indices of a longer stored axis a weight is, where a checkpoint keeps several weights in one tensor.
+
+    Along the axis `letter` of the weight's layout the checkpoint has `whole` indices; the weight's own are `start`,
+    `start + step` and so on, as many as the axis has. Heads 4 and 5 of 8 are Part("k", 4, 8); columns that alternate
+    with another weight's are Part("f", 0, 2 * f, step=2).
+    """
+
+    letter: str
+    start: int
+    whole: int
+    step: int = 1
+
+    def of(self, size: int) -> slice:
+        """The indices, for an axis of `size`. Raises ValueError where the stored axis does not have them all."""
+        last = self.start + self.step * (size - 1)
+        if self.start < 0 or self.step < 1 or last >= self.whole:
+            raise ValueError(f"{size} indices {self} pass the end of the stored axis")
+        return slice(self.start, last + 1, self.step)
+
+
 Init = Literal["normal", "ones", "zeros"]
 
 
@@ -51,7 +73,7 @@ class Param:
     for each layer when `layers` is set (the weight then has a leading layer axis). `layout`: an einops pattern from
     the checkpoint's axes to ours (letters are those of `dims`), None where they are the same. `contract`: roles that a
     product sums over (quantization groups along them). `init`: how tests and random models fill it. `offset`:
-    added after reading (Gemma's norms are stored as w - 1).
+    added after reading (Gemma's norms are stored as w - 1). `part`: set where the tensor holds other weights too.
     """
 
     dims: Dims
@@ -61,6 +83,7 @@ class Param:
     init: Init = "normal"
     layers: int | None = None
     offset: float = 0.0
+    part: Part | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,7 +97,7 @@ class Param:
 
     @property
     def stored_groups(self) -> tuple[tuple[Axis, ...], ...]:
-        """The axes of the checkpoint's tensor, in its order; several of ours may be one of its."""
+        """Our axes in the order of the checkpoint's tensor; several of ours may be one of its."""
         if self.layout is None:
             return tuple((axis,) for axis in self.dims.axes)
         axes = {axis.letter: axis for axis in self.dims.axes}
@@ -95,7 +118,11 @@ class Param:
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """The shape that the tensor of one name must have in the checkpoint."""
-        return tuple(prod(axis.size for axis in group) for group in self.stored_groups)
+        return tuple(prod(map(self.stored_size, group)) for group in self.stored_groups)
+
+    def stored_size(self, axis: Axis) -> int:
+        """How many indices the checkpoint's tensor has along one of our axes."""
+        return self.part.whole if self.part and self.part.letter == axis.letter else axis.size
 
 
 def param(
@@ -106,9 +133,11 @@ def param(
     contract: tuple[str, ...] = (),
     init: Init = "normal",
     offset: float = 0.0,
+    part: Part | None = None,
 ) -> Param:
-    """A `Param` of one tensor; `dims` may be a single axis."""
-    return Param(dims if isinstance(dims, Dims) else Dims((dims,)), (name,), layout, contract, init, None, offset)
+    """A `Param` of one tensor, or of a part of one; `dims` may be a single axis."""
+    dims = dims if isinstance(dims, Dims) else Dims((dims,))
+    return Param(dims, (name,), layout, contract, init, None, offset, part)
 
 
 Tree = TypeVar("Tree")
