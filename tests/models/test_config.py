@@ -31,25 +31,25 @@ def test_plan_shapes(name: str) -> None:
     layers, h = config["num_hidden_layers"], config["head_dim"] or d // heads
     expected = {
         "embed": (v, d),
-        "blocks.wq": (layers, d, heads, h),
-        "blocks.wk": (layers, d, kv, h),
-        "blocks.wv": (layers, d, kv, h),
-        "blocks.wo": (layers, heads, h, d),
-        "blocks.gate": (layers, d, f),
-        "blocks.up": (layers, d, f),
-        "blocks.down": (layers, f, d),
+        "blocks.attention.wq": (layers, d, heads, h),
+        "blocks.attention.wk": (layers, d, kv, h),
+        "blocks.attention.wv": (layers, d, kv, h),
+        "blocks.attention.wo": (layers, heads, h, d),
+        "blocks.mlp.gate": (layers, d, f),
+        "blocks.mlp.up": (layers, d, f),
+        "blocks.mlp.down": (layers, f, d),
         "final_norm": (d,),
     }
     norms = ["attention_norm", "mlp_norm"]
     if config["model_type"] == "gemma3_text":
         norms += ["attention_out_norm", "mlp_out_norm"]
-        expected |= {"blocks.q_norm": (layers, h), "blocks.k_norm": (layers, h)}
+        expected |= {f"blocks.attention.{name}_norm": (layers, h) for name in "qk"}
     expected |= {f"blocks.{norm}": (layers, d) for norm in norms}
     if config.get("attention_bias"):
-        expected |= {"blocks.bq": (layers, heads, h), "blocks.bo": (layers, d)}
-        expected |= {f"blocks.b{name}": (layers, kv, h) for name in "kv"}
+        expected |= {"blocks.attention.bq": (layers, heads, h), "blocks.attention.bo": (layers, d)}
+        expected |= {f"blocks.attention.b{name}": (layers, kv, h) for name in "kv"}
     if config.get("mlp_bias"):
-        expected |= {"blocks.gate_bias": (layers, f), "blocks.up_bias": (layers, f), "blocks.down_bias": (layers, d)}
+        expected |= {f"blocks.mlp.{name}_bias": (layers, size) for name, size in (("gate", f), ("up", f), ("down", d))}
     if not config.get("tie_word_embeddings", config["model_type"] == "gemma3_text"):
         expected["head"] = (v, d)
     plan = plan_of(config)
@@ -115,7 +115,7 @@ def test_a_variant_that_is_not_computed_is_refused(change: dict[str, Any], messa
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor must be over 0, got 0"),
         (
             {"rope_scaling": {"rope_type": "factors", "factors": [1.0, 2.0]}},
-            "must have head_dim / 2 = 4 positive numbers",
+            "must have a positive number for each of 4 pairs",
         ),
         ({"rope_theta": -1.0}, "rope_theta must be over 0"),
     ],

@@ -93,7 +93,7 @@ def load(
 
 
 def blocks_of(param: Param, source: Source) -> list[Blocks | None]:
-    """The tensors of one leaf as they are stored, not read yet; None where the source has no blocks of just this leaf."""
+    """The tensors of one leaf as they are stored, not read yet; None where the source has no blocks of it alone."""
     return [_part_of_blocks(param, source.blocks(name)) for name in param.names]
 
 

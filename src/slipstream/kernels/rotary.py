@@ -6,11 +6,14 @@ import jax.numpy as jnp
 from jax import Array
 
 Angles = tuple[Array, Array]
-"""Cosine and sine of a step's positions, float32 [t, h/2] each."""
+"""Cosine and sine of a step's positions, float32 [t, r/2] each: the first r elements of a head are turned."""
 
 
 def rotate(x: Array, angles: Angles) -> Array:
-    """Rotate the pairs (i, i + h/2) of `x` [t, n, h] by the angles of its positions, in float32."""
+    """Rotate the pairs (i, i + r/2) of `x` [t, n, h] by the angles of its positions, in float32; r may be below h."""
     cos, sin = (a[:, None, :] for a in angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x.dtype)
+    pairs = cos.shape[-1]
+    wide = x.astype(jnp.float32)
+    first, second, rest = wide[..., :pairs], wide[..., pairs : 2 * pairs], wide[..., 2 * pairs :]
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate((*turned, rest), axis=-1).astype(x.dtype)

@@ -58,14 +58,14 @@ INERT: Final = frozenset(
 class Keys:
     """The keys of one config.json, or of one mapping inside it, as they are consumed.
 
-    `path` prefixes names in messages ("rope_scaling."). Every getter consumes its key. A JSON null counts as absent,
-    except for `nullable`.
+    `family` and `path`, which prefixes names ("rope_scaling."), are for messages. Every getter consumes its key. A JSON
+    null counts as absent, except for `nullable`.
     """
 
     def __init__(self, config: Mapping[str, Any], family: str, path: str = "") -> None:
         self._left = dict(config)
         self._sections: list[Keys] = []
-        self._family = family
+        self.family = family
         self._path = path
 
     def take(self, name: str, kind: type[T], default: T | _Required = REQUIRED) -> T:
@@ -74,7 +74,7 @@ class Keys:
         if value is not None:
             return self._typed(name, value, kind)
         if isinstance(default, _Required):
-            raise CheckpointError(f"config.json has no {self._path}{name}, which {self._family} models need")
+            raise CheckpointError(f"config.json has no {self._path}{name}, which {self.family} models need")
         return default
 
     def optional(self, name: str, kind: type[T]) -> T | None:
@@ -128,7 +128,7 @@ class Keys:
         value = self._left.pop(name, None)
         if value is not None and value != only:
             raise UnsupportedModel(
-                f"config.json sets {self._path}{name} to {value!r}; Slipstream's {self._family} computes {only!r} only"
+                f"config.json sets {self._path}{name} to {value!r}; Slipstream's {self.family} computes {only!r} only"
             )
 
     def section(self, name: str) -> Keys | None:
@@ -138,7 +138,7 @@ class Keys:
             return None
         if not isinstance(value, Mapping):
             raise CheckpointError(f"config.json: {self._path}{name} must be an object, got {value!r}")
-        section = Keys(value, self._family, f"{self._path}{name}.")
+        section = Keys(value, self.family, f"{self._path}{name}.")
         self._sections.append(section)
         return section
 
@@ -156,7 +156,7 @@ class Keys:
         """End of reading. Raises UnknownConfigKeys naming what is left, besides INERT and the family's own `inert`."""
         self.ignore((*INERT, *inert))
         if left := self.left():
-            raise UnknownConfigKeys(f"{', '.join(sorted(left))} ({self._family})")
+            raise UnknownConfigKeys(f"{', '.join(sorted(left))} ({self.family})")
 
     def _typed(self, name: str, value: Any, kind: type[T]) -> T:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):

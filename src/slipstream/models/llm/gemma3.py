@@ -11,17 +11,28 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from slipstream.errors import UnsupportedModel
 from slipstream.kernels.attention import attend
-from slipstream.kernels.matmul import Around, dot, dots, gated_mlp
+from slipstream.kernels.matmul import Around
 from slipstream.kernels.norm import Norm
 from slipstream.kernels.ragged import KVCache, Step
 from slipstream.kernels.rotary import Angles
 from slipstream.models.keys import Keys
-from slipstream.models.llm.blocks import QKV, Leaf, embed, soft_cap
+from slipstream.models.llm.blocks import embed, feed_forward, logits, output, qkv, soft_cap
+from slipstream.models.llm.layer_types import FULL, SLIDING, read_kinds
 from slipstream.models.llm.rope import Rope, read_rope
 from slipstream.models.llm.stack import Kind, stack
-from slipstream.spec.param import Axis, param, stacked
+from slipstream.models.llm.weights import (
+    Attention,
+    Axes,
+    Leaf,
+    Mlp,
+    Weights,
+    plan_attention,
+    plan_mlp,
+    plan_model,
+    plan_norm,
+)
+from slipstream.spec.param import stacked
 
 
 @dataclass(frozen=True)
@@ -52,11 +63,9 @@ class Config:
         keys = text or outer
         heads = keys.size("num_attention_heads", 8)
         layers, length = keys.size("num_hidden_layers", 26), keys.size("max_position_embeddings", 131_072)
-        head_dim, types = keys.size("head_dim", 256), _layer_types(keys, layers)
+        head_dim = keys.size("head_dim", 256)
         full, local = _ropes(keys, head_dim, length)
-        kinds = {"full_attention": Kind(full), "sliding_attention": Kind(local, keys.size("sliding_window", 4096))}
-        if unknown := sorted(set(types) - set(kinds)):
-            raise UnsupportedModel(f"gemma3 has layers of type {', '.join(kinds)}, not {', '.join(unknown)}")
+        kinds = {FULL: Kind(full), SLIDING: Kind(local, keys.size("sliding_window", 4096))}
         for name in ("hidden_activation", "hidden_act"):
             keys.expect(name, "gelu_pytorch_tanh")
         keys.expect("use_bidirectional_attention", False)
@@ -75,7 +84,7 @@ class Config:
             score_scale=keys.positive("query_pre_attn_scalar", 256.0) ** -0.5,
             score_cap=keys.optional("attn_logit_softcapping", float),
             logit_cap=keys.optional("final_logit_softcapping", float),
-            kinds=tuple(kinds[t] for t in types),
+            kinds=read_kinds(keys, kinds, _layer_types(keys, layers)),
             prefix="language_model." if text else "",
         )
         keys.finish()
@@ -88,20 +97,17 @@ class Config:
 _IMAGE_TOKENS = tuple(f"{name}_token_{end}" for name in ("boi", "eoi", "image") for end in ("id", "index"))
 
 
-def _layer_types(keys: Keys, layers: int) -> tuple[str, ...]:
-    """The type of each layer: as listed, or every `sliding_window_pattern`th one full, the others sliding."""
+def _layer_types(keys: Keys, layers: int) -> list[str]:
+    """The type of each layer where they are not listed: every `sliding_window_pattern`th sees everything."""
     every = keys.size("_sliding_window_pattern", 6)
     every = keys.size("sliding_window_pattern", every)
-    listed = keys.strings("layer_types")
-    if listed is not None and len(listed) != layers:
-        raise UnsupportedModel(f"layer_types lists {len(listed)} layers, num_hidden_layers says {layers}")
-    return listed or tuple("sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers))
+    return [SLIDING if (i + 1) % every else FULL for i in range(layers)]
 
 
 def _ropes(keys: Keys, head_dim: int, length: int) -> tuple[Rope, Rope]:
     """Rotary tables of full and of sliding layers. `rope_scaling` is for the full ones alone."""
     nested = keys.section("rope_parameters")
-    full, local = (nested and nested.section(name) for name in ("full_attention", "sliding_attention"))
+    full, local = (nested and nested.section(name) for name in (FULL, SLIDING))
     base, local_base = keys.positive("rope_theta", 1e6), keys.positive("rope_local_base_freq", 1e4)
     return (
         read_rope(keys.section("rope_scaling") or full, base=base, head_dim=head_dim, max_position=length),
@@ -115,60 +121,29 @@ class Block:
     """The weights of one layer, or of all of them with a leading axis l. Norms are stored as w - 1."""
 
     attention_norm: Leaf
-    wq: Leaf
-    wk: Leaf
-    wv: Leaf
-    q_norm: Leaf
-    k_norm: Leaf
-    wo: Leaf
+    attention: Attention
     attention_out_norm: Leaf
     mlp_norm: Leaf
-    gate: Leaf
-    up: Leaf
-    down: Leaf
+    mlp: Mlp
     mlp_out_norm: Leaf
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Weights:
-    """All weights. `head` is None where the embedding is also the output layer."""
-
-    embed: Leaf
-    blocks: Block
-    final_norm: Leaf
-    head: Leaf | None
 
 
 def plan(c: Config) -> Weights:
     """The weights' tree with a `Param` at each leaf."""
-    D, F, V = Axis("embed", "d", c.width), Axis("mlp", "f", c.hidden), Axis("vocab", "v", c.vocab_size)
-    N, K, H = Axis("heads", "n", c.heads), Axis("kv_heads", "k", c.kv_heads), Axis("head", "h", c.head_dim)
+    axes = Axes.of(c)
 
     def layer(at: str) -> Block:
-        attn, ffn = at + "self_attn.", at + "mlp."
         return Block(
-            attention_norm=param(D, at + "input_layernorm.weight", init="zeros"),
-            wq=param(D | N | H, attn + "q_proj.weight", "(n h) d -> d n h", contract=("embed",)),
-            wk=param(D | K | H, attn + "k_proj.weight", "(k h) d -> d k h", contract=("embed",)),
-            wv=param(D | K | H, attn + "v_proj.weight", "(k h) d -> d k h", contract=("embed",)),
-            q_norm=param(H, attn + "q_norm.weight", init="zeros"),
-            k_norm=param(H, attn + "k_norm.weight", init="zeros"),
-            wo=param(N | H | D, attn + "o_proj.weight", "d (n h) -> n h d", contract=("heads", "head")),
-            attention_out_norm=param(D, at + "post_attention_layernorm.weight", init="zeros"),
-            mlp_norm=param(D, at + "pre_feedforward_layernorm.weight", init="zeros"),
-            gate=param(D | F, ffn + "gate_proj.weight", "f d -> d f", contract=("embed",)),
-            up=param(D | F, ffn + "up_proj.weight", "f d -> d f", contract=("embed",)),
-            down=param(F | D, ffn + "down_proj.weight", "d f -> f d", contract=("mlp",)),
-            mlp_out_norm=param(D, at + "post_feedforward_layernorm.weight", init="zeros"),
+            attention_norm=plan_norm(axes, at + "input_layernorm", "zeros"),
+            attention=plan_attention(axes, at + "self_attn.", head_norms="zeros"),
+            attention_out_norm=plan_norm(axes, at + "post_attention_layernorm", "zeros"),
+            mlp_norm=plan_norm(axes, at + "pre_feedforward_layernorm", "zeros"),
+            mlp=plan_mlp(axes, at + "mlp."),
+            mlp_out_norm=plan_norm(axes, at + "post_feedforward_layernorm", "zeros"),
         )
 
-    return Weights(
-        embed=param(V | D, c.prefix + "model.embed_tokens.weight", contract=("embed",)),
-        blocks=stacked(c.layers, layer, c.prefix + "model.layers.{}."),
-        final_norm=param(D, c.prefix + "model.norm.weight", init="zeros"),
-        head=None if c.tied else param(V | D, c.prefix + "lm_head.weight", contract=("embed",)),
-    )
+    layers = stacked(c.layers, layer, c.prefix + "model.layers.{}.")
+    return plan_model(axes, layers, tied=c.tied, norms="zeros", prefix=c.prefix)
 
 
 def block(
@@ -176,13 +151,13 @@ def block(
 ) -> tuple[Array, KVCache]:
     """One layer: `x` [t, d] -> [t, d]. Norms before and after both halves; queries and keys are normed a head."""
     norm = partial(Norm, eps=c.norm_eps, offset=1.0)
-    q, k, v = dots(QKV, x, (w.wq, w.wk, w.wv), Around(norm(w.attention_norm), real=step.real))
+    q, k, v = qkv(w.attention, x, Around(norm(w.attention_norm), real=step.real))
     attention = partial(attend, scale=c.score_scale, window=kind.window, soft_cap=c.score_cap)
-    heads = norm(w.q_norm), norm(w.k_norm)
+    heads = norm(w.attention.q_norm), norm(w.attention.k_norm)
     y, cache = attention(cache, layer, q, k, v, step, angles=angles[kind.rope], qk_norm=heads)
-    x = dot("tnh,nhd->td", y, w.wo, Around(after=norm(w.attention_out_norm), add=x, real=step.real))
-    mlp = Around(norm(w.mlp_norm), norm(w.mlp_out_norm), add=x, real=step.real)
-    return gated_mlp(x, w.gate, w.up, w.down, "gelu_tanh", mlp), cache
+    x = output(w.attention, y, Around(after=norm(w.attention_out_norm), add=x, real=step.real))
+    around = Around(norm(w.mlp_norm), norm(w.mlp_out_norm), add=x, real=step.real)
+    return feed_forward(w.mlp, x, "gelu_tanh", around), cache
 
 
 def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) -> tuple[Array, KVCache]:
@@ -195,6 +170,4 @@ def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) ->
 
 def unembed(w: Weights, c: Config, x: Array, real: Array | None = None) -> Array:
     """Logits float32 [r, v] of states `x` [r, d], of which the first `real` i32[] are wanted (None: all)."""
-    around = Around(Norm(w.final_norm, c.norm_eps, 1.0), real=real)
-    logits = dot("rd,vd->rv", x, w.embed if w.head is None else w.head, around, dtype=jnp.float32)
-    return soft_cap(logits, c.logit_cap)
+    return soft_cap(logits(w, x, c.norm_eps, real, offset=1.0), c.logit_cap)

@@ -39,7 +39,8 @@ class Growth:
 class Rope:
     """One rotary table.
 
-    `frequencies`: radians a position for each of the h/2 pairs (element i is paired with element i + h/2).
+    `frequencies`: radians a position for each of the r/2 pairs. The first r elements of a head are turned, element i
+    with element i + r/2; in most models that is the whole head.
     `magnitude`: factor on sine and cosine (yarn, longrope). `growth`: dynamic NTK, else None.
     """
 
@@ -48,32 +49,36 @@ class Rope:
     growth: Growth | None = None
 
     def angles(self, positions: Array) -> tuple[Array, Array]:
-        """Cosine and sine, each float32 [t, h/2], at `positions` i32[t]."""
+        """Cosine and sine, each float32 [t, r/2], at `positions` i32[t]."""
         frequencies = jnp.asarray(self.frequencies, jnp.float32)
         at = positions.astype(jnp.float32)[:, None]
         if self.growth is not None:
             length = jnp.maximum(at + 1, self.growth.limit)
             stretch = self.growth.factor * length / self.growth.limit - (self.growth.factor - 1)
-            # The base is multiplied by stretch ** (h / (h - 2)); frequency i is base ** (-2i / h).
+            # The base is multiplied by stretch ** (r / (r - 2)); frequency i is base ** (-2i / r).
             pairs = len(self.frequencies)
             frequencies = frequencies * stretch ** (-jnp.arange(pairs, dtype=jnp.float32) / (pairs - 1))
         angles = at * frequencies
         return jnp.cos(angles) * self.magnitude, jnp.sin(angles) * self.magnitude
 
+    def longest(self, max_position: int) -> int:
+        """The longest context of a model whose config.json states this max_position_embeddings."""
+        return max_position if self.growth is None else int(max_position * self.growth.factor)
+
 
 @dataclass(frozen=True)
 class _Given:
-    """What every scaling starts from: base, head size, the config's length, and the pretraining length if stated."""
+    """What every scaling starts from: base, elements turned, the config's length, the pretraining length if stated."""
 
     base: float
-    head_dim: int
+    turned: int
     max_position: int
     original: int | None
 
     @property
     def plain(self) -> np.ndarray:
-        """Frequencies without scaling, float64 [h/2]."""
-        return self.base ** -(np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
+        """Frequencies without scaling, float64 [r/2]."""
+        return self.base ** -(np.arange(0, self.turned, 2, dtype=np.float64) / self.turned)
 
     def pretrained(self, keys: Keys) -> int:
         """The pretraining length: config.json's own key first, then the scaling's, then max_position_embeddings."""
@@ -119,15 +124,15 @@ def _yarn(keys: Keys, given: _Given) -> Rope:
 
     def pair_turning(turns: float) -> float:
         """The (fractional) pair that makes this many turns over the pretraining length."""
-        return given.head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(given.base))
+        return given.turned * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(given.base))
 
     low, high = pair_turning(fast), pair_turning(slow)
     if truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, given.head_dim - 1)
+    low, high = max(low, 0), min(high, given.turned - 1)
     if low == high:
         high += 0.001
-    ramp = np.clip((np.arange(given.head_dim // 2) - low) / (high - low), 0, 1)
+    ramp = np.clip((np.arange(given.turned // 2) - low) / (high - low), 0, 1)
     return _rope(given.plain * (1 - ramp) + given.plain / factor * ramp, magnitude)
 
 
@@ -179,25 +184,51 @@ SCALINGS: Final[dict[str, Callable[[Keys, _Given], Rope]]] = {
 """rope_type -> its reader. "factors" is Slipstream's own name, given by GGUF checkpoints."""
 
 
-def read_rope(keys: Keys | None, *, base: float, head_dim: int, max_position: int, original: int | None = None) -> Rope:
+def read_rope(
+    keys: Keys | None,
+    *,
+    base: float,
+    head_dim: int,
+    max_position: int,
+    original: int | None = None,
+    partial: float | None = None,
+) -> Rope:
     """The table that one `rope_scaling` or `rope_parameters` mapping describes; None means no scaling.
 
     `base` is used where the mapping has no rope_theta, `original` is config.json's own
-    original_max_position_embeddings. Raises UnsupportedModel for a type that SCALINGS lacks.
+    original_max_position_embeddings. `partial`: the share of a head that is turned where the mapping does not say it,
+    in a family that can turn a part; None in one that cannot. Raises UnsupportedModel for a type that SCALINGS lacks.
     """
-    if head_dim % 2:
-        raise CheckpointError(f"config.json: rotary positions need an even head_dim, got {head_dim}")
-    if keys is None:
-        return _rope(_Given(base, head_dim, max_position, original).plain)
-    kinds = (keys.optional("rope_type", str), keys.optional("type", str))
-    kind = kinds[0] or kinds[1] or "default"
-    if kind not in SCALINGS:
-        raise UnsupportedModel(f"rope type {kind!r} is not supported; there are: {', '.join(SCALINGS)}")
+    kind = "default"
+    if keys is not None:
+        kinds = (keys.optional("rope_type", str), keys.optional("type", str))
+        kind = kinds[0] or kinds[1] or kind
+        if kind not in SCALINGS:
+            raise UnsupportedModel(f"rope type {kind!r} is not supported; there are: {', '.join(SCALINGS)}")
+        base = keys.positive("rope_theta", base)
+        if partial is None:
+            keys.expect("partial_rotary_factor", 1.0)
+        else:
+            partial = keys.positive("partial_rotary_factor", partial)
+    turned = head_dim if partial is None else int(head_dim * partial)
+    if turned % 2 or not 0 < turned <= head_dim:
+        what = "head_dim" if turned == head_dim else f"number of elements to turn, at most {head_dim}"
+        raise CheckpointError(f"config.json: rotary positions need an even {what}, got {turned}")
+    if base <= 1:
+        raise CheckpointError(f"config.json: rope_theta must be over 1, got {base:g}")
+    return SCALINGS[kind](keys or Keys({}, ""), _Given(base, turned, max_position, original))
+
+
+def read_only_rope(keys: Keys, *, base: float = 10_000.0, head_dim: int, max_position: int) -> Rope:
+    """The table of a model that has one for all layers and turns whole heads, from the keys of its config.json."""
     keys.expect("partial_rotary_factor", 1.0)
-    theta = keys.positive("rope_theta", base)
-    if theta <= 1:
-        raise CheckpointError(f"config.json: rope_theta must be over 1, got {theta:g}")
-    return SCALINGS[kind](keys, _Given(theta, head_dim, max_position, original))
+    return read_rope(
+        keys.section("rope_scaling") or keys.section("rope_parameters"),
+        base=keys.positive("rope_theta", base),
+        head_dim=head_dim,
+        max_position=max_position,
+        original=keys.optional("original_max_position_embeddings", int),
+    )
 
 
 def _rope(frequencies: np.ndarray, magnitude: float = 1.0, growth: Growth | None = None) -> Rope:
@@ -205,9 +236,9 @@ def _rope(frequencies: np.ndarray, magnitude: float = 1.0, growth: Growth | None
 
 
 def _each(factors: tuple[float, ...], given: _Given, name: str) -> np.ndarray:
-    if len(factors) != given.head_dim // 2 or min(factors) <= 0:
+    if len(factors) != given.turned // 2 or min(factors) <= 0:
         raise CheckpointError(
-            f"config.json: {name} must have head_dim / 2 = {given.head_dim // 2} positive numbers, got {len(factors)}"
+            f"config.json: {name} must have a positive number for each of {given.turned // 2} pairs, got {len(factors)}"
         )
     return np.asarray(factors, np.float64)
 
