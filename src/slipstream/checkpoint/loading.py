@@ -98,22 +98,22 @@ def blocks_of(param: Param, source: Source) -> list[Blocks | None]:
 
 
 def read(param: Param, source: Source) -> np.ndarray:
-    """One leaf as the forward wants it: layers stacked, axes rearranged, offset added. See `load` for the dtype."""
-    if param.layers is None:
+    """One leaf as the forward wants it: tensors stacked, axes rearranged, offset added. See `load` for the dtype."""
+    if not param.stack:
         one = _arranged(param, source.read(param.names[0]))
         return _aligned(one) if param.layout or param.offset or param.part else one
     whole: np.ndarray | None = None
-    for layer, name in enumerate(param.names):
+    for place, name in enumerate(param.names):
         one = _arranged(param, source.read(name))
         if whole is None:
-            whole = empty(param.shape, one.dtype)
+            whole = empty((len(param.names), *param.dims.shape), one.dtype)
         elif whole.dtype != one.dtype:
             # A GGUF may quantize some layers of a kind and not others: float32 holds all of them.
             whole = _copied(whole, np.dtype(np.float32))
-        whole[layer] = one
+        whole[place] = one
     if whole is None:
         return np.empty(param.shape, np.float32)
-    return whole
+    return whole.reshape(param.shape)
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

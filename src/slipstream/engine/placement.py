@@ -26,7 +26,7 @@ class Placement:
 
     def place(self, param: Param, path: str, value: np.ndarray) -> Any:
         """A plain array on the device."""
-        return jax.device_put(value.astype(self.dtype, copy=False), self.device)
+        return jax.device_put(value.astype(self._dtype(param), copy=False), self.device)
 
     def place_blocks(self, param: Param, blocks: Sequence[Blocks | None]) -> Any:
         """A packed leaf; None for what must be an array."""
@@ -43,10 +43,13 @@ class Placement:
         def leaf(param: Param) -> Any:
             packing = self._packing(param, blocks_of(param, source))
             if packing is None:
-                return jax.ShapeDtypeStruct(param.shape, self.dtype)
+                return jax.ShapeDtypeStruct(param.shape, self._dtype(param))
             return packing.abstract(self._precision(param))
 
         return map_params(leaf, plan)
+
+    def _dtype(self, param: Param) -> np.dtype:
+        return np.dtype(np.float32) if param.wide else self.dtype
 
     def _precision(self, param: Param) -> Precision:
         """Logits are always exact: no later layer evens out what is rounded there."""

@@ -28,13 +28,15 @@ Axes = tuple[tuple[str, int], ...]
 class Packing:
     """How a weight, or a stack of them, is packed; known before any data is read.
 
-    `kinds`: GGUF's block type of each layer (one for a weight without layers). `out`, `inputs`: letters and sizes of
-    the axes that a product keeps and sums over, in the order in which the file stores them.
+    `kinds`: GGUF's block type of each matrix: one a layer, or one a layer and expert. `out`, `inputs`: letters and sizes
+    of the axes that a product keeps and sums over, in the order in which the file stores them. `strides`: for each
+    leading axis (layers, experts), how many matrices on its next member begins.
     """
 
     kinds: tuple[str, ...]
     out: Axes
     inputs: Axes
+    strides: tuple[int, ...] = (1,)
 
     @property
     def out_size(self) -> int:
@@ -55,10 +57,10 @@ class Packing:
     def abstract(self, precision: Precision) -> Packed:
         """The leaf's shapes, for compiling before there is data."""
         data = jax.ShapeDtypeStruct((self.bounds[-1],), jnp.uint8)
-        return Packed(data, jax.ShapeDtypeStruct((), jnp.int32), self, precision)  # type: ignore[arg-type]
+        return Packed(data, jax.ShapeDtypeStruct((), jnp.int32), self, precision, self.strides)  # type: ignore[arg-type]
 
     def pack(self, blocks: Sequence[Blocks], data: np.ndarray) -> None:
-        """Pack the blocks of all layers into `data`, uint8 [bounds[-1]]."""
+        """Pack the blocks of all matrices into `data`, uint8 [bounds[-1]]."""
         for start, one in zip(self.bounds, blocks, strict=False):
             packed = pack(one.kind.lower(), one.read().reshape(self.out_size, -1), self.in_size)
             data[start : start + packed.size] = packed
@@ -69,19 +71,21 @@ class Packing:
 class Packed:
     """A weight, or a stack of them, as `native.pack` lays it out.
 
-    `data` u8[bytes]: one layer after the other. `layer` i32[] says which one this is: a view of one layer is the whole
-    stack and a number, since slicing a stack copies it. `precision`: how activations are rounded.
+    `data` u8[bytes]: one matrix after the other. `layer` i32[] says which one this is: a view of one layer is the whole
+    stack and a number, since slicing a stack copies it. `precision`: how activations are rounded. `strides`: those of
+    the packing whose axes no index was taken of yet.
     """
 
     data: Array
     layer: Array
     packing: Packing = field(metadata={"static": True})
     precision: Precision = field(metadata={"static": True})
+    strides: tuple[int, ...] = field(metadata={"static": True}, default=(1,))
 
     @classmethod
     def of(cls, packing: Packing, data: np.ndarray, precision: Precision, device: jax.Device) -> Packed:
         """The leaf on a device, of the bytes that `Packing.pack` made."""
-        return cls(jax.device_put(data, device), jnp.int32(0), packing, precision)
+        return cls(jax.device_put(data, device), jnp.int32(0), packing, precision, packing.strides)
 
 
 def packing_of(param: Param, blocks: Sequence[Blocks | None]) -> Packing | None:
@@ -99,7 +103,8 @@ def packing_of(param: Param, blocks: Sequence[Blocks | None]) -> Packing | None:
     if tuple(axis.role for axis in groups[1]) != param.contract:
         return None
     out, inputs = (tuple((axis.letter, axis.size) for axis in group) for group in groups)
-    return Packing(kinds, out, inputs)
+    strides = tuple(prod(param.stack[axis + 1 :]) for axis in range(len(param.stack)))
+    return Packing(kinds, out, inputs, strides or (1,))
 
 
 def any_packed(weights: Any) -> bool:
@@ -110,7 +115,11 @@ def any_packed(weights: Any) -> bool:
 
 @layer_of.register
 def _(leaf: Packed, index: Array | int) -> Packed:
-    return replace(leaf, layer=jnp.asarray(index, jnp.int32))
+    stride, *others = leaf.strides
+    at = jnp.asarray(index, jnp.int32)
+    at = at if stride == 1 else at * stride
+    inner = leaf.strides != leaf.packing.strides  # of a layer that was taken before
+    return replace(leaf, layer=leaf.layer + at if inner else at, strides=tuple(others))
 
 
 @rows_of.register

@@ -70,10 +70,12 @@ class Param:
     """A leaf of a plan.
 
     `dims`: the axes of the weight as the forward sees it. `names`: its tensor's name in a Hugging Face checkpoint, one
-    for each layer when `layers` is set (the weight then has a leading layer axis). `layout`: an einops pattern from
-    the checkpoint's axes to ours (letters are those of `dims`), None where they are the same. `contract`: roles that a
-    product sums over (quantization groups along them). `init`: how tests and random models fill it. `offset`:
-    added after reading (Gemma's norms are stored as w - 1). `part`: set where the tensor holds other weights too.
+    for each layer when `layers` is set (the weight then has a leading layer axis). `each`: an axis before those of
+    `dims` whose every member is a tensor of its own (experts): `names` has them all, a layer's members together.
+    `layout`: an einops pattern from the checkpoint's axes to ours (letters are those of `dims`), None where they are
+    the same. `contract`: roles that a product sums over (quantization groups along them). `init`: how tests and random
+    models fill it. `offset`: added after reading (Gemma's norms are stored as w - 1). `part`: set where the tensor
+    holds other weights too. `wide`: it stays float32 in an engine of any type, as what decides between experts must.
     """
 
     dims: Dims
@@ -84,11 +86,19 @@ class Param:
     layers: int | None = None
     offset: float = 0.0
     part: Part | None = None
+    each: Axis | None = None
+    wide: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The weight's shape, with the leading layer axis if it has one."""
-        return self.dims.shape if self.layers is None else (self.layers, *self.dims.shape)
+        """The weight's shape, with the leading axes of layers and of members if it has them."""
+        return (*self.stack, *self.dims.shape)
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """Sizes of the leading axes over which tensors of the checkpoint are stacked: layers, then members."""
+        layers = () if self.layers is None else (self.layers,)
+        return layers if self.each is None else (*layers, self.each.size)
 
     @property
     def size(self) -> int:
@@ -134,27 +144,33 @@ def param(
     init: Init = "normal",
     offset: float = 0.0,
     part: Part | None = None,
+    each: Axis | None = None,
+    wide: bool = False,
 ) -> Param:
-    """A `Param` of one tensor, or of a part of one; `dims` may be a single axis."""
+    """A `Param` of one tensor, or of a part of one, or of a tensor for each member of `each`.
+
+    `dims` may be a single axis. A member's number stands in `name` for {}.
+    """
+    names = (name,) if each is None else tuple(name.format(member) for member in range(each.size))
     dims = dims if isinstance(dims, Dims) else Dims((dims,))
-    return Param(dims, (name,), layout, contract, init, None, offset, part)
+    return Param(dims, names, layout, contract, init, None, offset, part, each, wide)
 
 
 Tree = TypeVar("Tree")
 
 
-def stacked(count: int, plan: Callable[[str], Tree], prefix: str = "model.layers.{}.") -> Tree:
-    """The plan of `count` equal layers as one tree whose leaves have a leading layer axis.
+def stacked(count: int, plan: Callable[[str], Tree], prefix: str = "model.layers.{}.", first: int = 0) -> Tree:
+    """The plan of `count` equal layers, from number `first` on, as one tree whose leaves have a leading layer axis.
 
     `plan(at)` is called with each layer's name prefix; all layers must give the same shapes.
     """
-    layers = [plan(prefix.format(i)) for i in range(count)]
+    layers = [plan(prefix.format(i)) for i in range(first, first + count)]
 
     def merge(*leaves: Param) -> Param:
-        first = leaves[0]
-        if any(replace(leaf, names=first.names) != first for leaf in leaves):
-            raise ValueError(f"layers differ and cannot be stacked: {first.names[0]}")
-        return replace(first, names=tuple(leaf.names[0] for leaf in leaves), layers=count)
+        one = leaves[0]
+        if any(replace(leaf, names=one.names) != one for leaf in leaves):
+            raise ValueError(f"layers differ and cannot be stacked: {one.names[0]}")
+        return replace(one, names=tuple(name for leaf in leaves for name in leaf.names), layers=count)
 
     merged: Tree = map_params(merge, *layers)
     return merged
