@@ -28,9 +28,9 @@ Axes = tuple[tuple[str, int], ...]
 class Packing:
     """How a weight, or a stack of them, is packed; known before any data is read.
 
-    `kinds`: GGUF's block type of each matrix: one a layer, or one a layer and expert. `out`, `inputs`: letters and sizes
-    of the axes that a product keeps and sums over, in the order in which the file stores them. `strides`: for each
-    leading axis (layers, experts), how many matrices on its next member begins.
+    `kinds`: GGUF's block type of each matrix: one a layer, or one for each expert of each layer. `out`, `inputs`:
+    letters and sizes of the axes that a product keeps and sums over, in the order in which the file stores them.
+    `strides`: for each leading axis (layers, experts), how many matrices on its next member begins.
     """
 
     kinds: tuple[str, ...]

@@ -101,6 +101,11 @@ class Param:
         return layers if self.each is None else (*layers, self.each.size)
 
     @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes of `shape` by their roles, all but that of the layers."""
+        return self.dims.axes if self.each is None else (self.each, *self.dims.axes)
+
+    @property
     def size(self) -> int:
         """Number of elements."""
         return prod(self.shape)
