@@ -25,7 +25,7 @@ CLAMPED = Clamped(1.7, 0.6)
 
 def weights(*, biased: bool = False) -> Experts:
     rng = np.random.default_rng(1)
-    shapes = {"gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
+    shapes: dict[str, tuple[int, ...]] = {"gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
     shapes |= {"gate_bias": (E, F), "up_bias": (E, F), "down_bias": (E, D)} if biased else {}
     return Experts(**{name: jnp.asarray(rng.standard_normal(shape, np.float32) / 6) for name, shape in shapes.items()})
 
@@ -44,11 +44,11 @@ def states(tokens: int) -> jax.Array:
 def expected(x: Any, w: Experts, to: Routing, activation: Any) -> np.ndarray:
     """One token and one expert after the other, in float64."""
     x, w = np.float64(x), jax.tree.map(np.float64, w)
-    out = np.zeros_like(x)
+    out: np.ndarray = np.zeros_like(x)
     for t, (chosen, shares) in enumerate(zip(np.asarray(to.experts), np.asarray(to.shares), strict=True)):
         for e, share in zip(chosen, shares, strict=True):
             gate, up = x[t] @ w.gate[e], x[t] @ w.up[e]
-            if w.gate_bias is not None:
+            if w.gate_bias is not None and w.up_bias is not None:
                 gate, up = gate + w.gate_bias[e], up + w.up_bias[e]
             if activation == "silu":
                 hidden = gate / (1 + np.exp(-gate)) * up
@@ -115,8 +115,8 @@ def test_a_row_has_the_same_bits_in_any_company() -> None:
 
 def test_bfloat16() -> None:
     x, w, to = states(8), weights(), routing(8)
-    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (x, w))
-    y = mixture(*narrow, to, "silu")
+    narrow_x, narrow_w = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (x, w))
+    y = mixture(narrow_x, narrow_w, to, "silu")
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(np.float32), expected(x, w, to, "silu"), atol=0.05)
 
