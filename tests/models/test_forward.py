@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 
 from tests.models.harness import Model, Session, difference, prompt_of
+from tests.models.moe_variants import MOE
 from tests.models.variants import VARIANTS
 
 WIDTH = 60
 # A token's numbers do not depend on the cut, but a running softmax may add in another order.
 TOLERANCE = 1e-5
-NAMES = ("llama-mqa-biased", "llama-dynamic", "mistral", "gemma3-untied-gqa")
+ALL = VARIANTS | MOE
+NAMES = ("llama-mqa-biased", "llama-dynamic", "mistral", "gemma3-untied-gqa", "mixtral-tied-window")
 
 
 @cache
 def model_of(name: str) -> Model:
-    return Model.random(VARIANTS[name])
+    return Model.random(ALL[name])
 
 
 def session(name: str) -> Session:
@@ -32,7 +34,7 @@ def session(name: str) -> Session:
 
 def whole(name: str, length: int, seed: int = 0) -> tuple[list[int], np.ndarray]:
     """A prompt and its logits, computed in one step with nobody else there."""
-    prompt = prompt_of(VARIANTS[name]["vocab_size"], length, seed)
+    prompt = prompt_of(ALL[name]["vocab_size"], length, seed)
     return prompt, session(name).step(prompt, [])[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import MODEL_ARCH, GGUFReader, dequantize, get_tensor_name_map
+from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests.models.harness import random_source
@@ -25,6 +27,21 @@ def write_checkpoint(config: Mapping[str, Any], folder: Path, seed: int = 0) -> 
             tensor.copy_(torch.from_numpy(source.read(name)))
     model.save_pretrained(folder)
     return model
+
+
+def write_stored(config: Mapping[str, Any], folder: Path, seed: int = 0) -> Any:
+    """A checkpoint of `random_source` as it is published, and what transformers makes of it.
+
+    For families whose parameters transformers does not hold as the checkpoint does: it then fuses tensors as it reads.
+    """
+    source = random_source(config, seed)
+    save_file({name: source.read(name) for name in source.names()}, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    return model.eval()
 
 
 def write_multimodal(config: Mapping[str, Any], folder: Path) -> Any:

@@ -123,7 +123,7 @@ class Keys:
             raise CheckpointError(f"config.json: {self._path}{name} must be a list of strings, got {value!r}")
         return tuple(self._typed(f"{name}[{i}]", item, str) for i, item in enumerate(value))
 
-    def expect(self, name: str, only: T) -> None:
+    def expect(self, name: str, only: T | list[Any]) -> None:
         """Consume a key that this code computes for one value alone. Raises UnsupportedModel for another."""
         value = self._left.pop(name, None)
         if value is not None and value != only:

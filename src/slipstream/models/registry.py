@@ -11,7 +11,7 @@ from jax import Array
 
 from slipstream.errors import CheckpointError, UnsupportedModel
 from slipstream.kernels.ragged import KVCache, Step
-from slipstream.models.llm import gemma3, llama
+from slipstream.models.llm import gemma3, llama, mixtral, qwen3_moe
 
 
 class ModelConfig(Protocol):
@@ -81,6 +81,8 @@ FAMILIES: Final = (
         ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
         unread=("vision_tower.*", "multi_modal_projector.*", "language_model.lm_head.weight"),
     ),
+    _family(mixtral, ("mixtral",), ("MixtralForCausalLM",)),
+    _family(qwen3_moe, ("qwen3_moe",), ("Qwen3MoeForCausalLM",)),
 )
 
 

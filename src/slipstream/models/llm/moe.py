@@ -67,7 +67,7 @@ def feed_forward_of_experts(
 
 
 def softmax_top_k(found: Array, *, chosen: int, normalized: bool) -> Routing:
-    """The `chosen` likeliest experts by the softmax of logits [t, e]; `normalized`: their shares are made to sum to 1."""
+    """The `chosen` likeliest experts by the softmax of logits [t, e]; `normalized`: their shares then sum to 1."""
     shares, experts = jax.lax.top_k(jax.nn.softmax(found.astype(jnp.float32), axis=-1), chosen)
     if normalized:
         shares = shares / jnp.sum(shares, axis=-1, keepdims=True)

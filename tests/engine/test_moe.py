@@ -1,0 +1,61 @@
+"""Mixtures of experts in the engine: `LLM` on checkpoints as they are published, on XLA's and on the native kernels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from slipstream import LLM, SamplingParams
+from slipstream.kernels.native import library
+from tests.engine import quantized, tiny
+from tests.models.harness import Model, prompt_of, random_source
+from tests.models.moe_variants import MIXTRAL, QWEN3
+
+native = pytest.mark.skipif(library.reason() is not None, reason="the native kernels were not built here")
+NEW = 8
+# Sizes that the native kernels take: products over whole blocks of 32.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "mixtral": MIXTRAL | {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 2},
+    "qwen3_moe": QWEN3 | {"hidden_size": 64, "moe_intermediate_size": 32, "head_dim": 16, "num_hidden_layers": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"), [("mixtral", "xla"), *(pytest.param(name, "cpu", marks=native) for name in CONFIGS)]
+)
+def test_replies_are_those_of_the_full_forward(name: str, kernels: str, tmp_path: Path) -> None:
+    """Prompts of all lengths together, in chunks and beside decoding rows, with padding in every step."""
+    config = CONFIGS[name]
+    source = random_source(config)
+    save_file({tensor: source.read(tensor) for tensor in source.names()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    prompts = [prompt_of(config["vocab_size"], length) for length in (1, 3, 30)]
+    settings = {"max_seqs": 2, "max_batched_tokens": 8, "page_size": 16, "max_model_len": 48, "kv_dtype": "float32"}
+    llm = LLM(tmp_path, kernels=kernels, compile_cache="", weight_cache="", **settings)
+    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True), use_tqdm=False)
+    model = Model.random(config)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        assert output.outputs[0].token_ids == model.session([30 + NEW], 30).greedy(prompt, NEW)
+
+
+@native
+def test_experts_stay_in_the_blocks_of_their_file() -> None:
+    """Experts of several block types within a stack: the replies that their values give."""
+    config, kinds = CONFIGS["qwen3_moe"], ("Q8_0", "Q4_1", "F16")
+    few = {"max_seqs": 2, "max_batched_tokens": 8}
+    prompts = [prompt_of(config["vocab_size"], length) for length in (2, 21)]
+    requests = [tiny.request(str(i), prompt, max_tokens=12, logprobs=1) for i, prompt in enumerate(prompts)]
+    ours = tiny.engine(quantized.checkpoint(config, kinds=kinds), kernels="cpu", page_size=16, **few)
+    theirs = tiny.engine(quantized.checkpoint(config, kinds=kinds, offers_blocks=False), **few)
+    assert ours.info.weight_bytes < 0.5 * theirs.info.weight_bytes
+    found, expected = tiny.run(ours, requests), tiny.run(theirs, requests)
+    for name in expected:
+        assert tiny.tokens(found[name]) == tiny.tokens(expected[name])
+        for a, b in zip(found[name], expected[name], strict=True):
+            pairs = [*zip(a.logprobs or [], b.logprobs or [], strict=True)]
+            assert np.allclose([x.logprob for x, _ in pairs], [y.logprob for _, y in pairs], atol=2e-3)
