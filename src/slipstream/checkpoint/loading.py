@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
@@ -13,14 +14,14 @@ from einops import rearrange
 from slipstream.checkpoint.progress import Progress, silent
 from slipstream.errors import CheckpointError
 from slipstream.spec.param import Axis, Param, map_params, params
-from slipstream.spec.source import Blocks, Source
+from slipstream.spec.source import Blocks, Scaled, ScaledData, Source, Stored
 
 # Tensors that a checkpoint may hold and no plan reads: they are computed from the config, or repeat the embedding of
 # a model whose head is tied to it.
 ALLOWED_UNUSED = ("*.rotary_emb.inv_freq", "rope_freqs.weight", "lm_head.weight")
 
 Place = Callable[[Param, str, np.ndarray], Any]
-PlaceBlocks = Callable[[Param, Sequence[Blocks | None]], Any]
+PlaceBlocks = Callable[[Param, Sequence[Stored | None]], Any]
 
 
 def check(plan: Any, source: Source, *, allowed_unused: Collection[str] = ()) -> None:
@@ -92,9 +93,9 @@ def load(
     return map_params(leaf, plan)
 
 
-def blocks_of(param: Param, source: Source) -> list[Blocks | None]:
+def blocks_of(param: Param, source: Source) -> list[Stored | None]:
     """The tensors of one leaf as they are stored, not read yet; None where the source has no blocks of it alone."""
-    return [_part_of_blocks(param, source.blocks(name)) for name in param.names]
+    return [_part_of_stored(param, source.blocks(name)) for name in param.names]
 
 
 def read(param: Param, source: Source) -> np.ndarray:
@@ -124,15 +125,40 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _part_of_blocks(param: Param, blocks: Blocks | None) -> Blocks | None:
-    """Rows of a tensor in blocks. Along its last axis there is no part: a block holds several numbers of that one."""
+def _part_of_stored(param: Param, stored: Stored | None) -> Stored | None:
+    """What is the parameter's own. Along the last axis of `Blocks` there is no part: a block holds several numbers."""
     groups = param.stored_groups
-    if blocks is None or param.part is None:
-        return blocks
+    if stored is None or param.part is None:
+        return stored
+    if isinstance(stored, Scaled):
+        return _part_of_scaled(param, stored)
     if param.part.letter in (axis.letter for axis in groups[-1]):
         return None
-    shape = tuple(prod(axis.size for axis in group) for group in groups)
-    return Blocks(blocks.kind, shape, lambda: _part(param, blocks.read(), groups[:-1]))
+    return Blocks(stored.kind, _own_shape(param), lambda: _part(param, stored.read(), groups[:-1]))
+
+
+def _part_of_scaled(param: Param, stored: Scaled) -> Scaled:
+    """The parameter's own numbers, with a scale for each index of the axis unless one serves all of them."""
+    assert param.part is not None
+    letter, groups, shape = param.part.letter, param.stored_groups, _own_shape(param)
+    at = next(i for i, group in enumerate(groups) if letter in (axis.letter for axis in group))
+    whole = stored.block[at] >= stored.shape[at]
+    indices = _part(param, np.arange(stored.shape[at]), groups[at : at + 1]) // stored.block[at]
+    block = (*stored.block[:at], shape[at] if whole else 1, *stored.block[at + 1 :])
+
+    def read() -> ScaledData:
+        numbers, scales, zeros = stored.read()
+        own = _part(param, numbers, groups)
+        if whole:
+            return ScaledData(own, scales, zeros)
+        return ScaledData(own, scales.take(indices, at), None if zeros is None else zeros.take(indices, at))
+
+    return replace(stored, shape=shape, block=block, read=read)
+
+
+def _own_shape(param: Param) -> tuple[int, ...]:
+    """The shape that the parameter's own part of a tensor has in the checkpoint's axes."""
+    return tuple(prod(axis.size for axis in group) for group in param.stored_groups)
 
 
 def _part(param: Param, stored: np.ndarray, groups: Sequence[Sequence[Axis]]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from slipstream.checkpoint import folder as hf
-from slipstream.checkpoint import gguf_config, gguf_tokenizer, safetensors_source
+from slipstream.checkpoint import gguf_config, gguf_tokenizer, quantized, safetensors_source
 from slipstream.checkpoint.gguf_file import GgufFile
 from slipstream.checkpoint.gguf_source import GgufSource
 from slipstream.errors import CheckpointError
@@ -39,11 +39,11 @@ def why_no_tokenizer(checkpoint: Checkpoint) -> str:
 
 
 def _open_safetensors(path: Path) -> Checkpoint:
-    config = hf.config_of(path)
+    source, config = quantized.opened(safetensors_source.open_folder(path), hf.config_of(path))
     return Checkpoint(
         path=path,
         config=config,
-        source=safetensors_source.open_folder(path),
+        source=source,
         tokenizer=hf.tokenizer_of(path),
         generation=hf.generation_of(path, config),
     )

@@ -33,6 +33,7 @@ DTYPES: Mapping[str, np.dtype] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
@@ -74,6 +75,10 @@ class SafetensorsSource:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape, without reading the data."""
         return self._entries[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """The stored dtype."""
+        return self._entries[name].dtype
 
     def read(self, name: str) -> np.ndarray:
         """The tensor in its stored dtype, a read-only view of the file."""

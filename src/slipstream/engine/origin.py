@@ -16,7 +16,7 @@ import jax
 from slipstream.hardware.host import cpu_features, read_host
 from slipstream.kernels.native import library
 
-_PACKAGES = ("checkpoint", "engine", "kernels", "models", "spec")
+_PACKAGES = ("checkpoint", "engine", "kernels", "models", "quant", "spec")
 # Settings of JAX that say where things are kept or what is printed; all others may change what is compiled.
 _IRRELEVANT = ("cache", "log", "debug", "dump", "trace", "traceback", "guard")
 

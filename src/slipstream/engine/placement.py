@@ -1,4 +1,4 @@
-"""Where weights go and in what form: plain arrays of one dtype, or packed for the native CPU kernels."""
+"""Where weights go and in what form: arrays of one dtype, small numbers with scales, or packed for native kernels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
+import slipstream.kernels.quantized  # noqa: F401  It registers the rules of the leaves made here.
 from slipstream.checkpoint.loading import blocks_of, empty
+from slipstream.kernels.blocks import as_blocks
 from slipstream.kernels.packed import Packed, Packing, Precision, packing_of
+from slipstream.quant.leaf import Form, form_of
 from slipstream.spec.param import Param, map_params
-from slipstream.spec.source import FLOATS, Blocks, Source
+from slipstream.spec.source import FLOATS, Scaled, Source, Stored
 
 
 @dataclass(frozen=True)
@@ -28,23 +31,26 @@ class Placement:
         """A plain array on the device."""
         return jax.device_put(value.astype(self._dtype(param), copy=False), self.device)
 
-    def place_blocks(self, param: Param, blocks: Sequence[Blocks | None]) -> Any:
-        """A packed leaf; None for what must be an array."""
-        packing = self._packing(param, blocks)
-        if packing is None:
-            return None
-        data = empty((packing.bounds[-1],), np.dtype(np.uint8))
-        packing.pack([one for one in blocks if one is not None], data)
-        return Packed.of(packing, data, self._precision(param), self.device)
+    def place_blocks(self, param: Param, stored: Sequence[Stored | None]) -> Any:
+        """A leaf that keeps the numbers as they are stored; None for what must be an array."""
+        if packing := self._packing(param, stored):
+            data = empty((packing.bounds[-1],), np.dtype(np.uint8))
+            packing.pack([one for one in map(as_blocks, stored) if one is not None], data)
+            return Packed.of(packing, data, self._precision(param), self.device)
+        if form := self._form(param, stored):
+            return form.read([one for one in stored if isinstance(one, Scaled)], self.device)
+        return None
 
     def abstract(self, plan: Any, source: Source) -> Any:
         """The tree that `load` will make, with shapes in place of data."""
 
         def leaf(param: Param) -> Any:
-            packing = self._packing(param, blocks_of(param, source))
-            if packing is None:
-                return jax.ShapeDtypeStruct(param.shape, self._dtype(param))
-            return packing.abstract(self._precision(param))
+            stored = blocks_of(param, source)
+            if packing := self._packing(param, stored):
+                return packing.abstract(self._precision(param))
+            if form := self._form(param, stored):
+                return form.abstract()
+            return jax.ShapeDtypeStruct(param.shape, self._dtype(param))
 
         return map_params(leaf, plan)
 
@@ -55,9 +61,13 @@ class Placement:
         """Logits are always exact: no later layer evens out what is rounded there."""
         return "exact" if any(axis.role == "vocab" for axis in param.dims.axes) else self.precision
 
-    def _packing(self, param: Param, blocks: Sequence[Blocks | None]) -> Packing | None:
+    def _packing(self, param: Param, stored: Sequence[Stored | None]) -> Packing | None:
+        if not self.native:
+            return None
+        blocks = [as_blocks(one) for one in stored]
         # Floats are multiplied as they are stored, in float32: what another dtype asks for is done by XLA.
         floats = any(one is not None and one.kind in FLOATS for one in blocks)
-        if not self.native or (floats and self.dtype != np.float32):
-            return None
-        return packing_of(param, blocks)
+        return None if floats and self.dtype != np.float32 else packing_of(param, blocks)
+
+    def _form(self, param: Param, stored: Sequence[Stored | None]) -> Form | None:
+        return form_of(param, stored, self.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,6 +29,53 @@ class Blocks:
     read: Callable[[], np.ndarray]
 
 
+Number = Literal["int4", "int8", "fp8_e4m3", "fp4_e2m1"]
+"""How a quantized number is stored: signed integers, or small floats of so many exponent and mantissa bits."""
+
+Rounding = Literal["int8", "fp8_e4m3"]
+"""Numbers that the inputs of a product may be rounded to, with a scale for each token."""
+
+
+class ScaledData(NamedTuple):
+    """What `Scaled.read` gives.
+
+    `numbers`: the tensor's shape, as int8 (int4 too, within -8..7), float8_e4m3fn or float4_e2m1fn. `scales`: floats,
+    one for each block. `zeros`: int8 like the scales, or None: the number that stands for 0.
+    """
+
+    numbers: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A tensor stored as small numbers that share scales: its values are (numbers - zeros) * scales.
+
+    `block`: for each axis of `shape` how many of its indices share a scale; the last block of an axis may be cut off.
+    A scale for each row of a matrix is (1, columns), groups of 128 along a row are (1, 128). `scale_type`: the scales'
+    numpy dtype. `has_zeros`: whether there are zero points. `rounding`: what the checkpoint asks to round the inputs of
+    this weight's products to, None for nothing.
+    """
+
+    number: Number
+    shape: tuple[int, ...]
+    block: tuple[int, ...]
+    scale_type: np.dtype
+    has_zeros: bool
+    rounding: Rounding | None
+    read: Callable[[], ScaledData]
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """How many blocks there are along each axis."""
+        return tuple(-(-size // block) for size, block in zip(self.shape, self.block, strict=True))
+
+
+Stored = Blocks | Scaled
+"""A tensor as a file stores it, not read yet."""
+
+
 class Source(Protocol):
     """A set of named tensors under Hugging Face's names and shapes, whatever the file calls them.
 
@@ -45,8 +92,8 @@ class Source(Protocol):
     def read(self, name: str) -> np.ndarray:
         """The tensor in its stored float dtype; blocks are dequantized to float32."""
 
-    def blocks(self, name: str) -> Blocks | None:
-        """The tensor's blocks, not read yet; None where its values are not those that the file stores."""
+    def blocks(self, name: str) -> Stored | None:
+        """The tensor as it is stored, not read yet; None where its values are not those that the file stores."""
 
 
 @dataclass(frozen=True)
