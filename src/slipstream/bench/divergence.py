@@ -120,7 +120,7 @@ class _Model:
             self.family.plan(self.config),
             self.source,
             placement.place,
-            place_blocks=placement.place_blocks,
+            place_blocks=placement.place_blocks if native else lambda param, stored: None,
             progress=self.progress,
             allowed_unused=self.family.unread,
         )

@@ -32,17 +32,17 @@ def unpack(words: np.ndarray, bits: int, order: Sequence[int] | None = None) -> 
             numbers[..., i::per_byte] = raw >> np.uint8(i * bits) & mask
     if order is not None:
         numbers = numbers[..., np.argsort(order)]
-    return numbers.reshape(*words.shape[:-1], -1)
+    return numbers.reshape(*words.shape[:-1], words.shape[-1] * each)
 
 
 def pack(numbers: np.ndarray, bits: int, order: Sequence[int] | None = None) -> np.ndarray:
     """Numbers uint8 [..., n], n a multiple of 32 / bits, as words int32 [..., n * bits / 32]: undoes `unpack`."""
     each = 32 // bits
-    grouped = numbers.reshape(*numbers.shape[:-1], -1, each)
+    grouped = numbers.reshape(*numbers.shape[:-1], numbers.shape[-1] // each, each)
     if order is not None:
         grouped = grouped[..., list(order)]
     per_byte = 8 // bits
     raw = np.zeros((*grouped.shape[:-1], 4), np.uint8)
     for i in range(per_byte):
         raw |= grouped[..., i::per_byte] << np.uint8(i * bits)
-    return raw.view("<i4").reshape(*numbers.shape[:-1], -1)
+    return raw.view("<i4").reshape(grouped.shape[:-1])

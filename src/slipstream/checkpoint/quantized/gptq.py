@@ -46,7 +46,6 @@ INERT = (
     "mse",
     "pad_token_id",
     "static_groups",
-    "sym",  # the zero points say it
     "tokenizer",
     "true_sequential",
     "use_cuda_fp16",
@@ -57,11 +56,15 @@ NUMBERS: dict[int, Number] = {4: "int4", 8: "int8"}
 
 @dataclass(frozen=True)
 class Gptq:
-    """`group`: inputs that share a scale, None for all. `below`: by how much stored zero points are too small."""
+    """`group`: inputs that share a scale, None for all. `below`: by how much stored zero points are too small.
+
+    `symmetric`: the config says that all zero points are the middle of the numbers, which is looked at.
+    """
 
     bits: int
     group: int | None
     below: int
+    symmetric: bool
     names: ClassVar[tuple[Names, ...]] = (Names(".weight", ".qweight", (".qzeros", ".scales"), (".g_idx",)),)
 
     @classmethod
@@ -73,8 +76,9 @@ class Gptq:
         version = section.choice("checkpoint_format", ("gptq", "gptq_v2"), "gptq")
         version = section.choice("format", ("gptq", "gptq_v2"), version)
         section.choice("pack_dtype", ("int32",), "int32")
+        symmetric = section.take("sym", bool, True)
         section.finish(INERT)
-        return cls(bits, None if group == -1 else group, 1 if version == "gptq" else 0)
+        return cls(bits, None if group == -1 else group, 1 if version == "gptq" else 0, symmetric)
 
     def skips(self, module: str) -> bool:
         """False: what is quantized is what is stored so."""
@@ -96,14 +100,17 @@ class Gptq:
             groups = order.expect(("int32", "int64"), (inputs,)).read()
             if not np.array_equal(groups, np.arange(inputs) // group):
                 return Values((out, inputs), partial(self._in_any_order, parts, groups))
+        has_zeros = not self.symmetric or bool(self._zeros(parts, out).any())
         return Scaled(
             NUMBERS[self.bits],
             (out, inputs),
             (1, group),
             scales.dtype,
-            True,
+            has_zeros,
             None,
-            lambda: ScaledData(self._numbers(parts), scales.read().T, self._zeros(parts, out)),
+            lambda: ScaledData(
+                self._numbers(parts), scales.read().T, self._zeros(parts, out) if has_zeros else None
+            ),
         )
 
     def _in_any_order(self, parts: Parts, groups: np.ndarray) -> np.ndarray:

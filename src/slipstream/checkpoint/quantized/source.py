@@ -35,6 +35,7 @@ class QuantizedSource:
     def __init__(self, source: SafetensorsSource, method: Method) -> None:
         self._source, self._method = source, method
         self._weights: dict[str, _Weight] = {}
+        self._found: dict[str, Scaled | Values] = {}
         present = set(source.names())
         for names in method.names:
             for name in [name for name in present if name.endswith(names.marker)]:
@@ -83,5 +84,7 @@ class QuantizedSource:
         return stored if isinstance(stored, Scaled) else None
 
     def _stored(self, name: str) -> Scaled | Values:
-        weight = self._weights[name]
-        return self._method.stored(weight.module, weight.parts)
+        if name not in self._found:
+            weight = self._weights[name]
+            self._found[name] = self._method.stored(weight.module, weight.parts)
+        return self._found[name]
