@@ -108,9 +108,7 @@ class Gptq:
             scales.dtype,
             has_zeros,
             None,
-            lambda: ScaledData(
-                self._numbers(parts), scales.read().T, self._zeros(parts, out) if has_zeros else None
-            ),
+            lambda: ScaledData(self._numbers(parts), scales.read().T, self._zeros(parts, out) if has_zeros else None),
         )
 
     def _in_any_order(self, parts: Parts, groups: np.ndarray) -> np.ndarray:
