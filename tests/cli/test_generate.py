@@ -17,7 +17,7 @@ from slipstream.checkpoint import RandomSource, save_checkpoint
 from slipstream.cli.generate import GenerateOptions
 from slipstream.errors import ConfigError
 from slipstream.models.registry import family
-from tests.models.variants import LLAMA
+from tests.models.variants.llama import LLAMA
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from slipstream.cli import local
 from slipstream.engine.config import EngineConfig
 from slipstream.errors import NoChatTemplate
 from slipstream.models.registry import family
-from tests.models.variants import LLAMA
+from tests.models.variants.llama import LLAMA
 
 
 def test_a_model_without_a_chat_template_is_refused_before_it_is_loaded(

@@ -1,14 +1,16 @@
-"""Record what transformers computes, for tests that run without it: python -m tests.golden.make_models
+"""Record what transformers computes, for tests that run without it: python -m tests.golden.make_models [NAME...]
 
-Writes tests/golden/models/tiny.npz (every variant of tests/models/variants.py, weights from `random_source`; rotary
-tables) and real.json (the two built-in models, dequantized by the gguf package). Made with transformers 5.23.0, torch
-2.13.0 on a CPU, float32, eager attention.
+Writes into tests/golden/models: NAME.npz for each module of tests/models/variants (its variants with weights from
+`random_source`; rotary tables), and real.json (the two built-in models, dequantized by the gguf package). Made with
+transformers 5.23.0, torch 2.13.0 on a CPU, float32, eager attention.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from slipstream.checkpoint import open_checkpoint, resolve
 from slipstream.text import load_tokenizer
 from tests.models.harness import prompt_of
-from tests.models.variants import VARIANTS
+from tests.models.variants import MODULES
 from tests.parity import reference
 
 FOLDER = Path(__file__).parent / "models"
@@ -38,10 +40,10 @@ PROMPTS = {
 }
 
 
-def tiny() -> dict[str, np.ndarray]:
+def tiny(variants: Mapping[str, dict[str, Any]]) -> dict[str, np.ndarray]:
     """For each variant: logits at POSITIONS of a random prompt, 64 greedy tokens, frequencies and their magnitude."""
     found: dict[str, np.ndarray] = {}
-    for name, config in VARIANTS.items():
+    for name, config in variants.items():
         with tempfile.TemporaryDirectory() as folder:
             model = reference.write_checkpoint(config, Path(folder))
         prompt = prompt_of(config["vocab_size"], PROMPT)
@@ -76,14 +78,22 @@ def real(name: str) -> list[dict[str, Any]]:
     return records
 
 
-def main() -> None:
-    """Write both files."""
+def main(names: list[str]) -> None:
+    """Write the files of these names, or all."""
     FOLDER.mkdir(exist_ok=True)
-    np.savez_compressed(FOLDER / "tiny.npz", **tiny())
+    for name, module in MODULES.items():
+        if not names or name in names:
+            np.savez_compressed(FOLDER / f"{name}.npz", **tiny(module.VARIANTS))
+    if not names or "real" in names:
+        write_real()
+
+
+def write_real() -> None:
+    """Write real.json."""
     records = {name: real(name) for name in PROMPTS}
     lines = (f'"{name}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]" for name, rows in records.items())
     (FOLDER / "real.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

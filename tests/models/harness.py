@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from slipstream.checkpoint import RandomSource, load, open_checkpoint
@@ -66,13 +65,16 @@ class Model:
 
     @cached_property
     def compiled(self) -> Callable[..., tuple[jax.Array, KVCache]]:
-        """Logits [t, v] and cache of one step."""
+        """Logits [t, v] and cache of one step: of tokens, a cache, and the starts, lengths and pages of `Step.of`."""
 
-        def run(w: Any, tokens: jax.Array, step: Step, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        def run(w: Any, tokens: jax.Array, cache: KVCache, *ragged: jax.Array) -> tuple[jax.Array, KVCache]:
+            step = Step.of(*ragged, tokens.shape[0], kernels=self.kernels)
             x, cache = self.family.forward(w, self.config, tokens, step, cache)
             return self.family.unembed(w, self.config, x), cache
 
-        return partial(jax.jit(run, donate_argnums=3), self.weights)
+        # These run a few dozen steps of a few hundred numbers: compiling is nearly all of their time.
+        quick = {"xla_backend_optimization_level": 0}
+        return partial(jax.jit(run, donate_argnums=2, compiler_options=quick), self.weights)
 
     def session(self, lengths: Sequence[int], width: int) -> Session:
         """An empty cache for sequences of at most these lengths, computed in steps of `width` tokens."""
@@ -91,7 +93,7 @@ class Session:
         per_row = -(-max(lengths) // page)
         count = per_row * len(lengths) + 1
         order = np.random.default_rng(7).permutation(count)[: per_row * len(lengths)]
-        self.tables = jnp.asarray(order.reshape(len(lengths), per_row), jnp.int32)
+        self.tables = order.reshape(len(lengths), per_row).astype(np.int32)
         self.filled = np.zeros(len(lengths), np.int32)
         c = model.config
         kv = KVShape(c.layers, c.kv_heads, c.head_dim, page, np.dtype(np.float32))
@@ -105,10 +107,9 @@ class Session:
         tokens = np.zeros(self.width, np.int32)
         tokens[: starts[-1]] = [token for chunk in chunks for token in chunk]
         lengths = np.where(counts > 0, self.filled, 0).astype(np.int32)
-        description = (jnp.asarray(starts), jnp.asarray(lengths), self.tables)
-        step = Step.of(*description, self.width, kernels=self.model.kernels)
-        logits, self.cache = self.model.compiled(jnp.asarray(tokens), step, self.cache)
-        return [np.asarray(logits[a:b]) for a, b in pairwise(starts)]
+        logits, self.cache = self.model.compiled(tokens, self.cache, starts, lengths, self.tables)
+        rows = np.asarray(logits)
+        return [rows[a:b] for a, b in pairwise(starts)]
 
     def feed(self, tokens: Sequence[int]) -> np.ndarray:
         """Decode given tokens of the one row, a step each; logits [tokens, v]."""

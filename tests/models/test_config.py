@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from slipstream.errors import CheckpointError, UnknownConfigKeys, UnsupportedModel
-from slipstream.models.llm import gemma3, llama
+from slipstream.models.llm import gemma3, llama, phi3
 from slipstream.models.llm.stack import Kind
 from slipstream.models.registry import FAMILIES, family
 from slipstream.spec.param import Param, params
-from tests.models.variants import GEMMA3, LLAMA, VARIANTS
+from tests.models.variants import VARIANTS, qwen
+from tests.models.variants.gemma import GEMMA2, GEMMA3
+from tests.models.variants.granite import GRANITE
+from tests.models.variants.llama import LLAMA
+from tests.models.variants.olmo2 import OLMO2
+from tests.models.variants.phi3 import PHI3
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
@@ -22,40 +27,58 @@ def plan_of(config: dict[str, Any]) -> dict[str, Param]:
     return dict(params(chosen.plan(chosen.from_hf(config))))
 
 
+SANDWICHED = ("attention_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm")
+# Norms of states in a block, where they are not attention_norm and mlp_norm.
+NORMS = {
+    "gemma2": SANDWICHED,
+    "gemma3_text": SANDWICHED,
+    "olmo2": ("attention_out_norm", "mlp_out_norm"),
+}
+TIED = ("gemma2", "gemma3_text")  # unless config.json says otherwise
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_plan_shapes(name: str) -> None:
-    """Every leaf's shape from the config's sizes, and every tensor name once."""
+    """Every leaf's shape from the config's sizes, and every index of every tensor once."""
     config = VARIANTS[name]
+    kind = config["model_type"]
     heads, kv = config["num_attention_heads"], config["num_key_value_heads"]
     d, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    layers, h = config["num_hidden_layers"], config["head_dim"] or d // heads
-    expected = {
-        "embed": (v, d),
-        "blocks.attention.wq": (layers, d, heads, h),
-        "blocks.attention.wk": (layers, d, kv, h),
-        "blocks.attention.wv": (layers, d, kv, h),
-        "blocks.attention.wo": (layers, heads, h, d),
-        "blocks.mlp.gate": (layers, d, f),
-        "blocks.mlp.up": (layers, d, f),
-        "blocks.mlp.down": (layers, f, d),
-        "final_norm": (d,),
+    layers, h = config["num_hidden_layers"], config.get("head_dim") or d // heads
+    block = {
+        "attention.wq": (d, heads, h),
+        "attention.wk": (d, kv, h),
+        "attention.wv": (d, kv, h),
+        "attention.wo": (heads, h, d),
+        "mlp.gate": (d, f),
+        "mlp.up": (d, f),
+        "mlp.down": (f, d),
     }
-    norms = ["attention_norm", "mlp_norm"]
-    if config["model_type"] == "gemma3_text":
-        norms += ["attention_out_norm", "mlp_out_norm"]
-        expected |= {f"blocks.attention.{name}_norm": (layers, h) for name in "qk"}
-    expected |= {f"blocks.{norm}": (layers, d) for norm in norms}
-    if config.get("attention_bias"):
-        expected |= {"blocks.attention.bq": (layers, heads, h), "blocks.attention.bo": (layers, d)}
-        expected |= {f"blocks.attention.b{name}": (layers, kv, h) for name in "kv"}
+    block |= dict.fromkeys(NORMS.get(kind, ("attention_norm", "mlp_norm")), (d,))
+    if kind in ("gemma3_text", "qwen3"):
+        block |= {"attention.q_norm": (h,), "attention.k_norm": (h,)}
+    if kind == "olmo2":
+        block |= {"attention.q_norm": (heads, h), "attention.k_norm": (kv, h)}
+    if config.get("attention_bias", kind == "qwen2"):
+        block |= {"attention.bq": (heads, h), "attention.bk": (kv, h), "attention.bv": (kv, h)}
+        block |= {} if kind == "qwen2" else {"attention.bo": (d,)}
     if config.get("mlp_bias"):
-        expected |= {f"blocks.mlp.{name}_bias": (layers, size) for name, size in (("gate", f), ("up", f), ("down", d))}
-    if not config.get("tie_word_embeddings", config["model_type"] == "gemma3_text"):
+        block |= {"mlp.gate_bias": (f,), "mlp.up_bias": (f,), "mlp.down_bias": (d,)}
+    expected = {f"blocks.{path}": (layers, *shape) for path, shape in block.items()}
+    expected |= {"embed": (v, d), "final_norm": (d,)}
+    if not config.get("tie_word_embeddings", kind in TIED):
         expected["head"] = (v, d)
     plan = plan_of(config)
     assert {path: leaf.shape for path, leaf in plan.items()} == expected
-    names = [name for leaf in plan.values() for name in leaf.names]
-    assert len(names) == len(set(names))
+    taken: dict[str, list[Param]] = {}
+    for leaf in plan.values():
+        for tensor in leaf.names:
+            taken.setdefault(tensor, []).append(leaf)
+    for leaves in taken.values():
+        assert len({leaf.stored_shape for leaf in leaves}) == 1
+        assert sum(leaf.size // len(leaf.names) for leaf in leaves) == np.prod(leaves[0].stored_shape)
+        starts = [leaf.part.start for leaf in leaves if leaf.part]
+        assert len(leaves) == 1 or len(set(starts)) == len(leaves)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +90,13 @@ def test_plan_shapes(name: str) -> None:
         ({**LLAMA, "sliding_window": 16}, "sliding_window (llama)"),
         ({**LLAMA, "quantization_config": {"quant_method": "awq"}}, "quantization_config (llama)"),
         ({**LLAMA, "rope_scaling": YARN, "rope_parameters": YARN}, "rope_parameters (llama)"),
+        ({**VARIANTS["mistral"], "layer_types": []}, "layer_types (mistral)"),
+        ({**qwen.QWEN2, "attention_bias": True}, "attention_bias (qwen2)"),
+        ({**qwen.QWEN3, "num_experts": 8}, "num_experts (qwen3)"),
+        ({**GEMMA2, "rope_local_base_freq": 1e4}, "rope_local_base_freq (gemma2)"),
+        ({**PHI3, "num_local_experts": 16}, "num_local_experts (phi3)"),
+        ({**OLMO2, "clip_qkv": 8.0}, "clip_qkv (olmo2)"),
+        ({**GRANITE, "shared_intermediate_size": 8}, "shared_intermediate_size (granite)"),
         ({**GEMMA3, "altup_num_inputs": 4}, "altup_num_inputs (gemma3)"),
         (
             {**GEMMA3, "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0, "scale": 3}}},
@@ -177,8 +207,56 @@ def test_the_longest_context() -> None:
 def test_windows_of_mistral() -> None:
     mistral = VARIANTS["mistral"]
     absent = {key: value for key, value in mistral.items() if key != "sliding_window"}
-    windows = [llama.Config.from_hf(config).window for config in (mistral, absent, VARIANTS["mistral-no-window"])]
+    windows = [llama.Config.of_mistral(config).window for config in (mistral, absent, VARIANTS["mistral-no-window"])]
     assert windows == [9, 4096, None]
+
+
+def windows_of(config: dict[str, Any]) -> list[int | None]:
+    return [kind.window for kind in family(config).from_hf(config).kinds]
+
+
+def test_windows_of_qwen() -> None:
+    """Only where use_sliding_window is set, and from max_window_layers on; a list of layers goes before both."""
+    for base in (qwen.QWEN2, qwen.QWEN3):
+        assert windows_of(base) == [None, None, None]
+        assert windows_of({**base, "use_sliding_window": True}) == [None, 9, 9]
+        assert windows_of({**base, "use_sliding_window": True, "sliding_window": None}) == [None] * 3
+        listed = ["sliding_attention", "full_attention", "full_attention"]
+        assert windows_of({**base, "use_sliding_window": True, "layer_types": listed}) == [9, None, None]
+        with pytest.raises(UnsupportedModel, match="has layers of type full_attention, not sliding_attention"):
+            windows_of({**base, "layer_types": listed})
+        with pytest.raises(UnsupportedModel, match="lists 1 layers, num_hidden_layers says 3"):
+            windows_of({**base, "layer_types": ["full_attention"]})
+
+
+def test_windows_and_caps_of_gemma2() -> None:
+    assert windows_of(GEMMA2) == [7, None, 7, None, 7]
+    bare = {"model_type": "gemma2"}
+    c, uncapped = (family(bare).from_hf({**bare, **caps}) for caps in ({}, dict.fromkeys(CAPS)))
+    assert (c.score_cap, c.logit_cap) == (50.0, 30.0)
+    assert (uncapped.score_cap, uncapped.logit_cap) == (None, None)
+
+
+CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+
+def test_phi3_names_longrope_in_three_ways() -> None:
+    config = VARIANTS["phi3-gqa-longrope"]
+    ropes = [
+        phi3.Config.from_hf({**config, "rope_scaling": {**config["rope_scaling"], "type": kind}}).rope
+        for kind in ("longrope", "su", "yarn")
+    ]
+    assert ropes[0] == ropes[1] == ropes[2]
+    assert ropes[0].magnitude > 1
+    with pytest.raises(CheckpointError, match="a positive number for each of 3 pairs, got 4"):
+        phi3.Config.from_hf({**config, "partial_rotary_factor": 0.75})
+
+
+def test_a_part_of_a_head_is_turned_only_where_a_family_can() -> None:
+    assert len(phi3.Config.from_hf({**PHI3, "partial_rotary_factor": 0.5}).rope.frequencies) == 2
+    for config in (LLAMA, qwen.QWEN3, GEMMA2):
+        with pytest.raises(UnsupportedModel, match="partial_rotary_factor"):
+            family(config).from_hf({**config, "partial_rotary_factor": 0.5})
 
 
 def test_gemma3_layers_follow_the_pattern() -> None:
@@ -234,7 +312,8 @@ def test_an_unknown_architecture_names_the_nearest_and_lists_all() -> None:
     ("config", "name"),
     [
         ({"model_type": "llama"}, "llama"),
-        ({"architectures": ["MistralForCausalLM"]}, "llama"),
+        ({"architectures": ["MistralForCausalLM"]}, "mistral"),
+        ({"architectures": ["Phi3ForCausalLM"]}, "phi3"),
         ({"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}, "gemma3"),
     ],
 )

@@ -19,7 +19,15 @@ WIDTH = 60
 # A token's numbers do not depend on the cut, but a running softmax may add in another order.
 TOLERANCE = 1e-5
 ALL = VARIANTS | MOE
-NAMES = ("llama-mqa-biased", "llama-dynamic", "mistral", "gemma3-untied-gqa", "mixtral-tied-window")
+# What differs in how a token's position is used. test_golden compares decoding with the full forward for every family.
+NAMES = (
+    "llama-mqa-biased",
+    "llama-dynamic",
+    "mistral",
+    "gemma3-untied-gqa",
+    "phi3-tied-mqa-partial",
+    "mixtral-tied-window",
+)
 
 
 @cache

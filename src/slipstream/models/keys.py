@@ -23,6 +23,7 @@ INERT: Final = frozenset(
         # What the file is and who wrote it.
         "_name_or_path",
         "architectures",
+        "auto_map",
         "dtype",
         "model_type",
         "torch_dtype",
@@ -100,10 +101,12 @@ class Keys:
             raise CheckpointError(f"config.json: {self._path}{name} must be over 0, got {value:g}")
         return value
 
-    def share(self, name: str, heads: int, default: int) -> int:
-        """A number of key/value heads that `heads` attention heads can share evenly."""
-        value = self.size(name, default)
-        if heads % value:
+    def share(self, name: str, heads: int, absent: int | None = None) -> int:
+        """A number of key/value heads that `heads` attention heads can share evenly; None, or null, is one a head."""
+        value = self.nullable(name, int, absent)
+        if value is None:
+            return heads
+        if value < 1 or heads % value:
             raise CheckpointError(f"config.json: {heads} attention heads cannot share {value} key/value heads")
         return value
 

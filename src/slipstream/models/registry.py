@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Final, Protocol
 
@@ -11,7 +11,7 @@ from jax import Array
 
 from slipstream.errors import CheckpointError, UnsupportedModel
 from slipstream.kernels.ragged import KVCache, Step
-from slipstream.models.llm import gemma3, llama, mixtral, qwen3_moe
+from slipstream.models.llm import gemma2, gemma3, granite, llama, mixtral, olmo2, phi3, qwen2, qwen3, qwen3_moe
 
 
 class ModelConfig(Protocol):
@@ -68,19 +68,30 @@ def _family(
     return Family(name, model_types, architectures, *functions, unread)
 
 
+# LLaMAForCausalLM is how the first conversions spelled it.
+_LLAMA: Final = _family(llama, ("llama",), ("LlamaForCausalLM", "LLaMAForCausalLM"))
+
 FAMILIES: Final = (
-    # LLaMAForCausalLM is how the first Llama conversions spelled it.
-    _family(
-        llama,
-        ("llama", "mistral"),
-        ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"),
+    _LLAMA,
+    replace(
+        _LLAMA,
+        name="mistral",
+        model_types=("mistral",),
+        architectures=("MistralForCausalLM",),
+        from_hf=llama.Config.of_mistral,
     ),
+    _family(qwen2, ("qwen2",), ("Qwen2ForCausalLM",)),
+    _family(qwen3, ("qwen3",), ("Qwen3ForCausalLM",)),
+    _family(gemma2, ("gemma2",), ("Gemma2ForCausalLM",)),
     _family(
         gemma3,
         ("gemma3_text", "gemma3"),
         ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
         unread=("vision_tower.*", "multi_modal_projector.*", "language_model.lm_head.weight"),
     ),
+    _family(phi3, ("phi3",), ("Phi3ForCausalLM",)),
+    _family(olmo2, ("olmo2",), ("Olmo2ForCausalLM",)),
+    _family(granite, ("granite",), ("GraniteForCausalLM",)),
     _family(mixtral, ("mixtral",), ("MixtralForCausalLM",)),
     _family(qwen3_moe, ("qwen3_moe",), ("Qwen3MoeForCausalLM",)),
 )

@@ -114,7 +114,7 @@ void attention(CacheType type, CacheLayout layout) {
   for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i * 7 % 60);
   const int32_t starts[] = {0, 1, 21, 24}, lengths[] = {300, 20, 40};
   Floats out(static_cast<size_t>(call.tokens * call.q_stride));
-  call.q = q.data(), call.k = k.data(), call.v = v.data(), call.cos = cos.data(), call.sin = sin.data();
+  call.q = q.data(), call.k = k.data(), call.v = v.data(), call.cos = cos.data(), call.sin = sin.data(), call.pairs = call.size / 2;
   call.cache_k = cache_k.data(), call.cache_v = cache_v.data(), call.type = type, call.layout = layout;
   call.starts = starts, call.lengths = lengths, call.page_table = table.data();
   call.scale = 3.0f, call.soft_cap = 5.0f, call.window = 50, call.out = out.data();

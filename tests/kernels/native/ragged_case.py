@@ -45,7 +45,9 @@ class Call(ctypes.Structure):
         *[(name, ctypes.c_void_p) for name in ["q", "k", "v"]],
         *[(name, ctypes.c_int64) for name in ["q_stride", "k_stride", "v_stride"]],
         *[(name, HeadNorm) for name in ["q_norm", "k_norm"]],
-        *[(name, ctypes.c_void_p) for name in ["cos", "sin", "cache_k", "cache_v", "k_scale", "v_scale"]],
+        *[(name, ctypes.c_void_p) for name in ["cos", "sin"]],
+        ("pairs", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in ["cache_k", "cache_v", "k_scale", "v_scale"]],
         *[(name, ctypes.c_int) for name in ["type", "layout"]],
         *[(name, ctypes.c_void_p) for name in ["starts", "lengths", "page_table"]],
         ("scale", ctypes.c_float),
@@ -89,6 +91,7 @@ class Options:
     window: int = 0
     soft_cap: float = 0.0
     rotate: bool = False
+    pairs: int | None = None  # that are rotated; None: the whole head
     norm: bool = False  # of the heads of q and k
 
 
@@ -187,7 +190,8 @@ class Step:
         table = np.full((self.slots, width), self.pool.pages - 1, np.int32)
         q = np.full((self.tokens, s.heads, s.size), np.nan, np.float32)
         k, v = np.full((2, self.tokens, s.kv_heads, s.size), np.nan, np.float32)
-        cos = np.full((self.tokens, s.size // 2), np.nan, np.float32)
+        pairs = s.size // 2 if o.pairs is None else o.pairs
+        cos = np.full((self.tokens, pairs), np.nan, np.float32)
         sin = cos.copy()
         for i, row in enumerate(self.rows):
             pages = self.pool.own(row.name, row.length)
@@ -196,7 +200,7 @@ class Step:
             here, there = slice(*self.starts[i : i + 2]), slice(row.length - row.count, row.length)
             sequence = self.sequences[row.name]
             q[here], k[here], v[here] = sequence.q[there], sequence.k[there], sequence.v[there]
-            cos[here], sin[here] = (a[there] for a in angles(row.length, s.size))
+            cos[here], sin[here] = (a[there] for a in angles(row.length, pairs))
         out = np.full(q.shape, np.nan, np.float32)
         pool = self.pool
         pool.raw_k, pool.raw_v = self.fence(pool.raw_k), self.fence(pool.raw_v)
@@ -219,6 +223,7 @@ class Step:
             pages=self.pool.pages,
             page_size=s.page,
             layer=LAYER,
+            pairs=pairs,
             q_stride=s.heads * s.size,
             k_stride=s.kv_heads * s.size,
             v_stride=s.kv_heads * s.size,
@@ -256,17 +261,18 @@ def normed(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return wide / share * (weight.astype(np.float64) + NORM_OFFSET)
 
 
-def angles(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine of positions 0 .. length - 1, [length, h/2] each."""
-    angle = np.arange(length)[:, None] / 100.0 ** (np.arange(size // 2) * 2 / size)
+def angles(length: int, pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of positions 0 .. length - 1, [length, pairs] each."""
+    angle = np.arange(length)[:, None] / 100.0 ** (np.arange(pairs) / pairs)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
-def rotated(x: np.ndarray) -> np.ndarray:
-    """Pairs (i, i + h/2) of x [length, n, h], by the angles of its positions."""
-    cos, sin = (a.astype(np.float64)[:, None] for a in angles(len(x), x.shape[-1]))
-    first, second = np.split(x.astype(np.float64), 2, axis=-1)
-    return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+def rotated(x: np.ndarray, pairs: int | None) -> np.ndarray:
+    """Pairs (i, i + pairs) of x [length, n, h], by the angles of its positions."""
+    pairs = x.shape[-1] // 2 if pairs is None else pairs
+    cos, sin = (a.astype(np.float64)[:, None] for a in angles(len(x), pairs))
+    first, second, rest = np.split(x.astype(np.float64), [pairs, 2 * pairs], axis=-1)
+    return np.concatenate((first * cos - second * sin, second * cos + first * sin, rest), axis=-1)
 
 
 def stored(x: np.ndarray, options: Options) -> tuple[np.ndarray, np.ndarray]:
@@ -288,7 +294,7 @@ def prepared(sequence: Tokens, options: Options) -> Tokens:
         q, k = norm_weights(sequence.q.shape[-1])
         sequence = replace(sequence, q=normed(sequence.q, q), k=normed(sequence.k, k))
     if options.rotate:
-        sequence = replace(sequence, q=rotated(sequence.q), k=rotated(sequence.k))
+        sequence = replace(sequence, q=rotated(sequence.q, options.pairs), k=rotated(sequence.k, options.pairs))
     return sequence
 
 

@@ -188,6 +188,14 @@ def test_queries_and_keys_are_normed_and_rotated(layout: str, rotate: bool, norm
         run([(40, 1), (30, 30), (20, 3)], 40, 4, sizes, options, seed=5)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_part_of_each_head_is_rotated(layout: str, norm: bool) -> None:
+    for size, pairs in ((64, 24), (80, 39), (6, 1)):
+        options = Options(layout=layout, rotate=True, norm=norm, pairs=pairs)
+        run([(40, 1), (30, 30), (20, 3)], 40, 4, Sizes(size=size, page=16), options, seed=5)
+
+
 def test_a_single_row_of_a_single_token() -> None:
     run([(1, 1)], 1, 1)
 

@@ -51,7 +51,7 @@ const char* check(const Attention& c) {
   }
   if (c.page_size < 1 || c.pages_per_row < 0) return "a page must hold a token";
   if (c.layer < 0 || c.layer >= c.layers) return "the cache has no such layer";
-  if (c.cos && c.size % 2 != 0) return "a head of odd size cannot be rotated";
+  if (c.cos && (c.pairs < 1 || 2 * c.pairs > c.size)) return "a head does not have as many pairs to rotate";
   if (c.type == CacheType::i8 && !(c.k_scale && c.v_scale)) return "a cache of i8 needs scales";
   if (c.window < 0 || c.soft_cap < 0) return "the window and the soft cap must not be negative";
   if (c.starts[0] != 0) return "starts must begin with 0";

@@ -38,7 +38,8 @@ struct Attention {
   const float *q, *k, *v;                     // [t, n, h], [t, k, h], [t, k, h]; a token's values are contiguous
   int64_t q_stride, k_stride, v_stride;       // floats from one token to the next
   HeadNorm q_norm, k_norm;
-  const float *cos, *sin;                     // [t, h/2] to rotate q and k by after their norms, or null
+  const float *cos, *sin;                     // [t, pairs] to rotate q and k by after their norms, or null
+  int64_t pairs;                              // of elements (i, i + pairs) that are rotated; what follows them is not
   void *cache_k, *cache_v;
   float *k_scale, *v_scale;                   // of a cache of i8; else null
   CacheType type;

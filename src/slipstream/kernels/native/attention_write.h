@@ -22,7 +22,7 @@ inline float sum_of_squares(const float* x, int64_t size) {
   return sum;
 }
 
-// out = in [size], normed, rotated by the angles of `token` (pairs (i, i + size/2)), each if the call asks for it, and times
+// out = in [size], normed, rotated by the angles of `token` (pairs (i, i + c.pairs)), each if the call asks for it, and times
 // `factor`. Neither overlaps the other.
 template <class S>
 inline void prepare(const Attention& c, const HeadNorm& norm, int64_t token, float factor, const float* in, float* out) {
@@ -44,7 +44,7 @@ inline void prepare(const Attention& c, const HeadNorm& norm, int64_t token, flo
     for (; i < c.size; ++i) out[i] = in[i] * factor;
     return;
   }
-  const int64_t half = c.size / 2;
+  const int64_t half = c.pairs;
   const float *cos = c.cos + token * half, *sin = c.sin + token * half;
   int64_t i = 0;
   for (; i + S::lanes <= half; i += S::lanes) {
@@ -57,6 +57,7 @@ inline void prepare(const Attention& c, const HeadNorm& norm, int64_t token, flo
     out[i] = (first * cos[i] - second * sin[i]) * factor;
     out[i + half] = (second * cos[i] + first * sin[i]) * factor;
   }
+  for (i = 2 * half; i < c.size; ++i) out[i] = in[i] * factor;
 }
 
 // The largest magnitude of x [size]; NaN if any of them is not finite.

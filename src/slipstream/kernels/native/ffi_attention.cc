@@ -1,7 +1,7 @@
 // XLA's handler of attention. The cache is donated: its operands and its results must be the same memory.
 //
 // Operands: q f32[t, n, h], k and v f32[t, k, h], the cache's k and v (f32, f16, bf16 or s8; shapes: CacheLayout), layer i32[],
-// starts i32[s + 1], lengths i32[s], pages i32[s, p], cos and sin f32[t, h/2], or f32[0, 0] where q and k are not
+// starts i32[s + 1], lengths i32[s], pages i32[s, p], cos and sin f32[t, r/2], of the first r elements of a head, or f32[0, 0] where q and k are not
 // to be rotated, the weights of the norms of q's and k's heads f32[h], or f32[0] for no norm.
 // After them, of a cache of s8, the scales of k and of v, f32.
 // Results: f32[t, n, h], the cache's k and v, and their scales if there are any. Attributes: layout ("by_token" or "by_head"), scale f32, window i64 (0: none),
@@ -113,8 +113,9 @@ ffi::Error attention(Values q, Values k, Values v, ffi::AnyBuffer cache_k, ffi::
   }
 
   if (cos.element_count() > 0 || sin.element_count() > 0) {
-    if (!same_shape(cos, {c.tokens, c.size / 2}) || !same_shape(sin, {c.tokens, c.size / 2})) {
-      return wrong("cos and sin must be [t, h/2]");
+    c.pairs = cos.dimensions()[1];
+    if (2 * c.pairs > c.size || !same_shape(cos, {c.tokens, c.pairs}) || !same_shape(sin, {c.tokens, c.pairs})) {
+      return wrong("cos and sin must be [t, r/2], with r no more than h");
     }
     c.cos = cos.typed_data(), c.sin = sin.typed_data();
   }

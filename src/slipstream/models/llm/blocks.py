@@ -16,9 +16,10 @@ QKV = ("td,dnh->tnh", "td,dkh->tkh", "td,dkh->tkh")
 """Queries, keys and values of one input."""
 
 
-def embed(tokens: Array, table: Leaf) -> Array:
-    """Rows of `table` [v, d] for `tokens` i32[t]: [t, d]."""
-    return rows_of(table, tokens)
+def embed(tokens: Array, table: Leaf, scale: float = 1.0) -> Array:
+    """Rows of `table` [v, d] for `tokens` i32[t], times `scale`: [t, d]."""
+    x = rows_of(table, tokens)
+    return x if scale == 1 else x * jnp.asarray(scale, x.dtype)  # Rounded to the weights' type first, as in training.
 
 
 def linear(eq: str, x: Array, weight: Leaf, bias: Leaf | None, around: Around = ALONE) -> Array:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from slipstream.kernels.attention import attend
@@ -162,8 +161,7 @@ def block(
 
 def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) -> tuple[Array, KVCache]:
     """Packed `tokens` i32[t] to the states [t, d] after the last block, and the cache with their keys and values."""
-    x = embed(tokens, w.embed)
-    x = x * jnp.asarray(c.width**0.5, x.dtype)  # Rounded to the weights' type first, as in training.
+    x = embed(tokens, w.embed, c.width**0.5)
     angles = {rope: rope.angles(step.positions) for rope in dict.fromkeys(kind.rope for kind in c.kinds)}
     return stack(partial(block, c, angles), w.blocks, x, step, cache, c.kinds)
 

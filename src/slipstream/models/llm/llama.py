@@ -1,4 +1,4 @@
-"""Llama 1 to 3.3 and those built like it: SmolLM2, TinyLlama, Mistral (with its sliding window)."""
+"""Llama 1 to 3.3 and those built like it: SmolLM2, TinyLlama, Mistral."""
 
 from __future__ import annotations
 
@@ -56,33 +56,50 @@ class Config:
     def from_hf(cls, config: Mapping[str, Any]) -> Config:
         """From config.json. Raises UnknownConfigKeys, UnsupportedModel or CheckpointError, naming the key."""
         keys = Keys(config, "llama")
+        keys.expect("rope_interleaved", False)
+        biases = (keys.take("attention_bias", bool, False), keys.take("mlp_bias", bool, False))
+        c = cls._read(keys, biases=biases, window=None, kv_heads=None, length=2048)
+        # pretraining_tp cuts products into slices whose results are joined again; the others are notes.
+        keys.finish(("pretraining_tp", "max_sequence_length", "is_llama_config"))
+        return c
+
+    @classmethod
+    def of_mistral(cls, config: Mapping[str, Any]) -> Config:
+        """Mistral has no biases, and a window of 4096 unless config.json says null. Raises as `from_hf`."""
+        keys = Keys(config, "mistral")
+        for name in ("attention_bias", "mlp_bias"):
+            keys.expect(name, False)
+        window = keys.nullable("sliding_window", int, 4096)
+        c = cls._read(keys, biases=(False, False), window=window, kv_heads=8, length=131_072)
+        keys.finish()
+        return c
+
+    @classmethod
+    def _read(
+        cls, keys: Keys, *, biases: tuple[bool, bool], window: int | None, kv_heads: int | None, length: int
+    ) -> Config:
+        """What both have. `kv_heads` and `length` are transformers' where config.json leaves them out."""
         heads, width = keys.size("num_attention_heads"), keys.size("hidden_size")
         head_dim = keys.size("head_dim", width // heads)
-        length = keys.size("max_position_embeddings", 2048)
+        length = keys.size("max_position_embeddings", length)
         rope = read_only_rope(keys, head_dim=head_dim, max_position=length)
-        # transformers' Mistral has a window of 4096 unless config.json says null; its Llama has none.
-        window = keys.nullable("sliding_window", int, 4096) if config.get("model_type") == "mistral" else None
         keys.expect("hidden_act", "silu")
-        keys.expect("rope_interleaved", False)
-        c = cls(
+        return cls(
             vocab_size=keys.size("vocab_size"),
             layers=keys.size("num_hidden_layers"),
             width=width,
             hidden=keys.size("intermediate_size"),
             heads=heads,
-            kv_heads=keys.share("num_key_value_heads", heads, heads),
+            kv_heads=keys.share("num_key_value_heads", heads, kv_heads),
             head_dim=head_dim,
             max_position=rope.longest(length),
             norm_eps=keys.take("rms_norm_eps", float, 1e-6),
             tied=keys.take("tie_word_embeddings", bool, False),
-            attention_bias=keys.take("attention_bias", bool, False),
-            mlp_bias=keys.take("mlp_bias", bool, False),
+            attention_bias=biases[0],
+            mlp_bias=biases[1],
             window=window,
             rope=rope,
         )
-        # pretraining_tp cuts products into slices whose results are joined again; the others are notes.
-        keys.finish(("pretraining_tp", "max_sequence_length", "is_llama_config"))
-        return c
 
 
 @jax.tree_util.register_dataclass

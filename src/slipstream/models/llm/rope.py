@@ -7,8 +7,9 @@ and rounded once to float32; the angles of a step are float32 on the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import jax.numpy as jnp
@@ -192,17 +193,20 @@ def read_rope(
     max_position: int,
     original: int | None = None,
     partial: float | None = None,
+    aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> Rope:
     """The table that one `rope_scaling` or `rope_parameters` mapping describes; None means no scaling.
 
     `base` is used where the mapping has no rope_theta, `original` is config.json's own
     original_max_position_embeddings. `partial`: the share of a head that is turned where the mapping does not say it,
-    in a family that can turn a part; None in one that cannot. Raises UnsupportedModel for a type that SCALINGS lacks.
+    in a family that can turn a part; None in one that cannot. `aliases`: a family's own names for scalings. Raises
+    UnsupportedModel for a type that SCALINGS lacks.
     """
     kind = "default"
     if keys is not None:
         kinds = (keys.optional("rope_type", str), keys.optional("type", str))
         kind = kinds[0] or kinds[1] or kind
+        kind = aliases.get(kind, kind)
         if kind not in SCALINGS:
             raise UnsupportedModel(f"rope type {kind!r} is not supported; there are: {', '.join(SCALINGS)}")
         base = keys.positive("rope_theta", base)

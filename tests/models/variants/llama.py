@@ -1,4 +1,4 @@
-"""Small configs of every variant of a family, as config.json would say them: used by tests, parity and goldens."""
+"""Llama and Mistral."""
 
 from __future__ import annotations
 
@@ -20,26 +20,6 @@ LLAMA: dict[str, Any] = {
     "tie_word_embeddings": False,
     "rope_theta": 10000.0,
 }
-
-GEMMA3: dict[str, Any] = {
-    "model_type": "gemma3_text",
-    "architectures": ["Gemma3ForCausalLM"],
-    "vocab_size": 101,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-    "head_dim": 12,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-6,
-    "query_pre_attn_scalar": 10,
-    "sliding_window": 7,
-    "rope_theta": 1000000.0,
-    "rope_local_base_freq": 10000.0,
-}
-
 
 # A base this low puts several of the four pairs on the ramp between interpolated and kept.
 YARN: dict[str, Any] = {
@@ -73,10 +53,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mistral": {**LLAMA, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 9},
     "mistral-no-window": {**LLAMA, "model_type": "mistral", "architectures": ["MistralForCausalLM"],
                           "sliding_window": None},
-    "gemma3": GEMMA3,
-    "gemma3-untied-gqa": {**GEMMA3, "tie_word_embeddings": False, "num_key_value_heads": 2, "num_hidden_layers": 7},
-    "gemma3-linear": {**GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
-    "gemma3-pattern": {**GEMMA3, "num_hidden_layers": 5, "layer_types": ["full_attention", "sliding_attention",
-                       "sliding_attention", "full_attention", "full_attention"]},
-    "gemma3-final-cap": {**GEMMA3, "final_logit_softcapping": 2.0, "num_hidden_layers": 6},
+    "mistral-wide-heads": {**LLAMA, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "head_dim": 14,
+                           "num_key_value_heads": 4, "sliding_window": None, "tie_word_embeddings": True},
 }  # fmt: skip
