@@ -62,7 +62,8 @@ class Config:
         head_dim = keys.size("head_dim", width // heads)
         length = keys.size("max_position_embeddings", 32_768)
         rope = read_only_rope(keys, head_dim=head_dim, max_position=length)
-        experts, chosen = read_counts(keys, "num_experts", 128, 8)
+        # transformers 5 writes num_experts under the other name.
+        experts, chosen = read_counts(keys, "num_experts", keys.size("num_local_experts", 128), 8)
         window = keys.nullable("sliding_window", int, 4096)
         keys.expect("hidden_act", "silu")
         keys.expect("decoder_sparse_step", 1)
