@@ -153,7 +153,9 @@ def test_what_cannot_be_served_says_why(
 
 def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
     path = write(tmp_path / "x.gguf", "mamba", {}, llama_tensors())
-    with pytest.raises(UnsupportedModel, match=r"'mamba' is not served; those that are: gemma3, llama"):
+    with pytest.raises(
+        UnsupportedModel, match=r"'mamba' is not served; those that are: gemma2, gemma3, granite, llama, "
+    ):
         open_checkpoint(path)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from slipstream.checkpoint.gguf_config import shortest
 from slipstream.checkpoint.gguf_file import GgufFile
+from slipstream.checkpoint.gguf_metadata import shortest
 from slipstream.errors import CheckpointError
 from slipstream.spec.source import GenerationDefaults
 from slipstream.spec.tokenizer import GgufVocab, TokenizerSpec

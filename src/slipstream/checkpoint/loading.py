@@ -18,7 +18,7 @@ from slipstream.spec.source import Blocks, Scaled, ScaledData, Source, Stored
 
 # Tensors that a checkpoint may hold and no plan reads: they are computed from the config, or repeat the embedding of
 # a model whose head is tied to it.
-ALLOWED_UNUSED = ("*.rotary_emb.inv_freq", "rope_freqs.weight", "lm_head.weight")
+ALLOWED_UNUSED = ("*.rotary_emb.inv_freq", "rope_freqs.weight", "rope_factors_*.weight", "lm_head.weight")
 
 Place = Callable[[Param, str, np.ndarray], Any]
 PlaceBlocks = Callable[[Param, Sequence[Stored | None]], Any]
