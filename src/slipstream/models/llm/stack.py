@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from slipstream.kernels.ragged import KVCache, Step
 from slipstream.models.llm.rope import Rope
 
 Weights = TypeVar("Weights")
+Config = TypeVar("Config", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,19 @@ class Kind:
 
     rope: Rope
     window: int | None = None
+
+
+def within(config: Config, longest: int) -> Config:
+    """A family's config for an engine whose contexts have at most `longest` tokens: see `Rope.within`."""
+
+    def fitted(value: Any) -> Any:
+        if isinstance(value, Rope):
+            return value.within(longest)
+        if isinstance(value, Kind):
+            return replace(value, rope=value.rope.within(longest))
+        return tuple(map(fitted, value)) if isinstance(value, tuple) else value
+
+    return replace(config, **{field.name: fitted(getattr(config, field.name)) for field in fields(config)})
 
 
 def period(kinds: Sequence[Kind]) -> int:
