@@ -44,7 +44,8 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
 
     Raises UnsupportedModel, CheckpointError, ConfigError or OutOfMemory, before anything large is read where possible.
     """
-    library.use_threads(config.cpu_threads)  # before XLA starts, which looking for devices does
+    # Before XLA starts, which looking for devices does.
+    library.use_threads(config.cpu_threads, native=config.kernels != "xla")
     compiles = CompileCounter()
     members = family(checkpoint.config)
     model: ModelConfig = members.from_hf(checkpoint.config)
