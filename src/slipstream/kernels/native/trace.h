@@ -9,8 +9,8 @@ namespace slipstream {
 enum class Part : int32_t { products, feed_forward, rows, attention, sampling };
 
 // One call. Of products and feed-forwards: `weights` read, of `in` inputs and `out` outputs together; of attention: the heads,
-// and the head's size. `rows` are real ones. `bytes` are of packed weights, or of keys and values, read once. `begin`: by the monotonic
-// clock, in nanoseconds.
+// and the head's size. `rows` are real ones. `bytes` are of packed weights, or of keys and values, read once. `begin`: the
+// monotonic clock's nanoseconds.
 struct Call {
   Part part;
   int32_t weights;
