@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
 
 from slipstream.api.engine import EngineRequest
 
@@ -89,7 +88,8 @@ class RowPlan:
     pages: tuple[int, ...]
 
 
-class StepPlan(NamedTuple):
+@dataclass(frozen=True)
+class StepPlan:
     """What one step computes. `rows` in the order in which they are packed; at most `max_seqs` of them."""
 
     rows: tuple[RowPlan, ...]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from bisect import insort
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from slipstream.api.outputs import FinishReason
 from slipstream.engine.config import EngineConfig
@@ -28,7 +27,8 @@ from slipstream.errors import ConfigError, PromptTooLong, RequestError
 MAX_IN_FLIGHT = 2  # the step on the device and the one planned behind it
 
 
-class Committed(NamedTuple):
+@dataclass(frozen=True)
+class Committed:
     """A row's accepted result. `token` is None for a chunk of a prompt that is not at its end.
 
     `finish_reason` is set if the token ended the sequence, which has then left the scheduler; `stop_reason` is the stop

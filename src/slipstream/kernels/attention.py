@@ -10,33 +10,23 @@ Sources: paged attention is Kwon et al. 2023 (arXiv:2309.06180); the running sof
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
+from slipstream.kernels.cache_write import write
 from slipstream.kernels.native.attention import attend_native
 from slipstream.kernels.norm import Norm
+from slipstream.kernels.query_blocks import QueryBlocks, chunk_blocks, decode_blocks
 from slipstream.kernels.ragged import KVCache, Step
 from slipstream.kernels.rotary import Angles, rotate
 
 CHUNK_BLOCK = 32  # queries of one prefill block: enough to fill a product, few enough to waste little on a short tail
 BLOCKS_AT_ONCE = 8  # prefill blocks that share one iteration
 CONTEXT_BLOCK = 256  # cached tokens read by one iteration of the inner loop
-SMALLEST_SCALED = 1e-30  # a head of smaller numbers is zeros in an int8 cache
-LARGEST_HALF = 65504.0
 MASKED = -1e30  # below every real score, yet finite: a fully masked row must not make NaNs
-
-
-class QueryBlocks(NamedTuple):
-    """Blocks of queries, each of one row: `rows` i32[j], `tokens` i32[j, r] (t: none there), the first `real` of j."""
-
-    rows: Array
-    tokens: Array
-    real: Array
 
 
 def attend(
@@ -86,74 +76,10 @@ def attend_reference(
     out = jnp.zeros((tokens, *q.shape[1:]), jnp.float32)
     passes = [(decode_blocks(step, tokens), rows)]
     if not step.decode_only:
-        passes.append((chunk_blocks(step, tokens), BLOCKS_AT_ONCE))
+        passes.append((chunk_blocks(step, tokens, CHUNK_BLOCK, BLOCKS_AT_ONCE), BLOCKS_AT_ONCE))
     for blocks, group in passes:
         out = _attend_blocks(out, q, cache, layer, step, blocks, group, scale, window, soft_cap)
     return out.astype(q.dtype), cache
-
-
-def write(cache: KVCache, layer: Array | int, k: Array, v: Array, step: Step) -> KVCache:
-    """Store k, v: [t, k, h] at their tokens' places. Padding is dropped: no page is touched for it."""
-    size, count = cache.page_size, cache.k.shape[1]
-    row = jnp.minimum(step.rows, step.lengths.shape[0] - 1)
-    page = jnp.where(step.rows < step.lengths.shape[0], step.pages[row, step.positions // size], count)
-    offset = step.positions % size
-
-    def put(pages: Array, values: Array) -> Array:
-        return pages.at[layer, page, offset].set(values, mode="drop")
-
-    if cache.k_scale is None or cache.v_scale is None:
-        k, v = (_within(x, cache.k.dtype).astype(cache.k.dtype) for x in (k, v))
-        return replace(cache, k=put(cache.k, k), v=put(cache.v, v))
-    (k, k_scale), (v, v_scale) = quantize(k), quantize(v)
-    new_k, new_v = put(cache.k, k), put(cache.v, v)
-    return replace(cache, k=new_k, v=new_v, k_scale=put(cache.k_scale, k_scale), v_scale=put(cache.v_scale, v_scale))
-
-
-def quantize(x: Array) -> tuple[Array, Array]:
-    """`x` [t, k, h] as int8 with a float32 scale [t, k] each: q * scale is near x.
-
-    A head whose numbers are all below SMALLEST_SCALED is zeros; the scale of one that is not finite is NaN. Bit for bit
-    what the native kernels do, given the same x.
-    """
-    x = x.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(x), axis=-1)
-    there = largest > SMALLEST_SCALED
-    inverse = jnp.where(there, 127.0 / largest, 0.0)
-    scale = jnp.where(there, largest * np.float32(1 / 127), 0.0)
-    values = jnp.round(x * inverse[..., None]).astype(jnp.int8)
-    return values, jnp.where(jnp.isfinite(largest), scale, jnp.nan)
-
-
-def _within(x: Array, dtype: jnp.dtype) -> Array:
-    """What is beyond the largest float16 becomes that, not infinity."""
-    if dtype != jnp.float16:
-        return x
-    return jnp.clip(x.astype(jnp.float32), -LARGEST_HALF, LARGEST_HALF)
-
-
-def decode_blocks(step: Step, tokens: int) -> QueryBlocks:
-    """A block of one query for each row that computes exactly one token."""
-    counts = step.starts[1:] - step.starts[:-1]
-    rows = jnp.arange(counts.shape[0], dtype=jnp.int32)
-    single = counts == 1
-    return QueryBlocks(rows, jnp.where(single, step.starts[:-1], tokens)[:, None], jnp.any(single).astype(jnp.int32))
-
-
-def chunk_blocks(step: Step, tokens: int) -> QueryBlocks:
-    """Blocks of CHUNK_BLOCK queries for each row that computes more than one token."""
-    counts = step.starts[1:] - step.starts[:-1]
-    of_row = jnp.where(counts > 1, -(-counts // CHUNK_BLOCK), 0)
-    ends = jnp.cumsum(of_row)
-    # Rows of 2 tokens or more fill at most tokens / 2 rows, and each row adds at most one partial block.
-    most = -(-tokens // CHUNK_BLOCK) + min(counts.shape[0], tokens // 2)
-    most += -most % BLOCKS_AT_ONCE
-    index = jnp.arange(most, dtype=jnp.int32)
-    row = jnp.minimum(jnp.searchsorted(ends, index, side="right").astype(jnp.int32), counts.shape[0] - 1)
-    first = step.starts[row] + (index - (ends[row] - of_row[row])) * CHUNK_BLOCK
-    token = first[:, None] + jnp.arange(CHUNK_BLOCK, dtype=jnp.int32)
-    real = (index < ends[-1])[:, None] & (token < step.starts[row + 1][:, None])
-    return QueryBlocks(row, jnp.where(real, token, tokens), ends[-1])
 
 
 def _attend_blocks(
@@ -244,4 +170,21 @@ def _mix(weights: Array, values: Array) -> Array:
     return lax.cond(jnp.all(finite), mix, apart, weights, values)
 
 
-IMPLEMENTATIONS = {"reference": attend_reference, "cpu": attend_native}
+def _pallas_tpu(*arguments: Any) -> tuple[Array, KVCache]:
+    from slipstream.kernels.pallas.tpu import attend_tpu  # Pallas takes long to import, and most never need it.
+
+    return attend_tpu(*arguments)
+
+
+def _pallas_gpu(*arguments: Any) -> tuple[Array, KVCache]:
+    from slipstream.kernels.pallas.gpu import attend_gpu
+
+    return attend_gpu(*arguments)
+
+
+IMPLEMENTATIONS = {
+    "reference": attend_reference,
+    "cpu": attend_native,
+    "pallas_tpu": _pallas_tpu,
+    "pallas_gpu": _pallas_gpu,
+}

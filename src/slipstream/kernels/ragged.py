@@ -7,13 +7,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-Kernels = Literal["reference", "cpu"]
+Kernels = Literal["reference", "cpu", "pallas_tpu", "pallas_gpu"]
 """Which implementation computes attention, see `kernels.attention.IMPLEMENTATIONS`."""
 
-Layout = Literal["by_token", "by_head"]
+Layout = Literal["by_token", "by_row", "by_head"]
 
 
 @jax.tree_util.register_dataclass
@@ -21,8 +20,9 @@ Layout = Literal["by_token", "by_head"]
 class KVCache:
     """Paged keys and values, carried through the layer scan and donated by the step.
 
-    `layout` by_token: `k` and `v` are [l, P, b, k, h]. by_head: `k` is [l, P, k, h, b] and `v` [l, P, k, b, h], so that
-    a vector register holds one element of neighbouring keys; only the native CPU kernels read that.
+    `layout` by_token: `k` and `v` are [l, P, b, k, h]. by_row: [l, P, k, b, h], so that a head's keys are the rows of a
+    matrix; the Pallas kernels read that. by_head: `k` is [l, P, k, h, b] and `v` [l, P, k, b, h], so that a vector
+    register holds one element of neighbouring keys; only the native CPU kernels read that.
     A cache of int8 has a float32 scale for each token and KV head: `k_scale` and `v_scale`, [l, P, b, k] by_token and
     [l, P, k, b] by_head; a number q stands for q * scale. Others have None.
     """
@@ -47,19 +47,20 @@ class KVCache:
         """An empty cache."""
         shapes = {
             "by_token": ((page_size, kv_heads, head_dim), (page_size, kv_heads, head_dim)),
+            "by_row": ((kv_heads, page_size, head_dim), (kv_heads, page_size, head_dim)),
             "by_head": ((kv_heads, head_dim, page_size), (kv_heads, page_size, head_dim)),
         }
         k, v = (jnp.zeros((layers, pages, *shape), dtype) for shape in shapes[layout])
         if dtype != jnp.int8:
             return cls(k, v, layout)
-        scales = {"by_token": (page_size, kv_heads), "by_head": (kv_heads, page_size)}
-        k_scale, v_scale = (jnp.zeros((layers, pages, *scales[layout]), jnp.float32) for _ in range(2))
+        scales = (page_size, kv_heads) if layout == "by_token" else (kv_heads, page_size)
+        k_scale, v_scale = (jnp.zeros((layers, pages, *scales), jnp.float32) for _ in range(2))
         return cls(k, v, layout, k_scale, v_scale)
 
     @property
     def page_size(self) -> int:
         """Tokens in a page."""
-        return self.k.shape[{"by_token": 2, "by_head": 4}[self.layout]]
+        return self.k.shape[{"by_token": 2, "by_row": 3, "by_head": 4}[self.layout]]
 
 
 @jax.tree_util.register_dataclass
@@ -70,9 +71,7 @@ class Step:
     `starts` i32[s+1]: first packed token of each row; `starts[-1]` is the number of real tokens, what follows is
     padding. `lengths` i32[s]: tokens in the cache after this step (0: an empty row). `pages` i32[s, p]: page tables.
     `rows` i32[t]: the row of each token, s for padding. `positions` i32[t]: its position in its sequence, 0 in padding.
-    `real` i32[]: how many of the packed tokens are real; they come first.
-    `decode_only`: a promise that the first `real` rows have one token each and the others none, so that kernels leave
-    out what chunks need; there are as many tokens as rows.
+    `decode_only`: a promise that no row has more than one token, so that kernels leave out what chunks need.
     `kernels`: the implementation that the engine was configured for.
     """
 
@@ -81,7 +80,6 @@ class Step:
     pages: Array
     rows: Array
     positions: Array
-    real: Array
     decode_only: bool = field(default=False, metadata={"static": True})
     kernels: Kernels = field(default="reference", metadata={"static": True})
 
@@ -97,25 +95,26 @@ class Step:
         kernels: Kernels = "reference",
     ) -> Step:
         """Derive rows and positions of `tokens` packed tokens from the ragged description."""
-        index = np.arange(tokens, dtype=np.int32)
+        index = jnp.arange(tokens, dtype=jnp.int32)
+        rows = jnp.searchsorted(starts, index, side="right").astype(jnp.int32) - 1
         real = index < starts[-1]
-        if decode_only:
-            row, positions = jnp.asarray(index), lengths - 1
-        else:
-            rows = jnp.searchsorted(starts, index, side="right").astype(jnp.int32) - 1
-            row = jnp.minimum(rows, lengths.shape[0] - 1)
-            count = starts[row + 1] - starts[row]
-            positions = lengths[row] - count + index - starts[row]
+        row = jnp.minimum(rows, lengths.shape[0] - 1)
+        count = starts[row + 1] - starts[row]
+        positions = lengths[row] - count + index - starts[row]
         return cls(
             starts,
             lengths,
             pages,
             rows=jnp.where(real, row, lengths.shape[0]),
             positions=jnp.where(real, positions, 0).astype(jnp.int32),
-            real=starts[-1],
             decode_only=decode_only,
             kernels=kernels,
         )
+
+    @property
+    def real(self) -> Array:
+        """i32[]: how many of the packed tokens are real; they come first."""
+        return self.starts[-1]
 
     @classmethod
     def whole(cls, tokens: int, page_size: int) -> Step:

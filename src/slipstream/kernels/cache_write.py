@@ -1,0 +1,59 @@
+"""Keys and values of a step into their pages, in XLA alone, for any layout whose tokens are rows of a head."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from slipstream.kernels.ragged import KVCache, Step
+
+SMALLEST_SCALED = 1e-30  # a head of smaller numbers is zeros in an int8 cache
+LARGEST_HALF = 65504.0
+
+
+def write(cache: KVCache, layer: Array | int, k: Array, v: Array, step: Step) -> KVCache:
+    """Store k, v: [t, k, h] at their tokens' places. Padding is dropped: no page is touched for it.
+
+    The layout is by_token or by_row.
+    """
+    size, count = cache.page_size, cache.k.shape[1]
+    row = jnp.minimum(step.rows, step.lengths.shape[0] - 1)
+    page = jnp.where(step.rows < step.lengths.shape[0], step.pages[row, step.positions // size], count)
+    offset = step.positions % size
+
+    def put(pages: Array, values: Array) -> Array:
+        if cache.layout == "by_row":
+            return pages.at[layer, page, :, offset].set(values, mode="drop")
+        return pages.at[layer, page, offset].set(values, mode="drop")
+
+    if cache.k_scale is None or cache.v_scale is None:
+        k, v = (_within(x, cache.k.dtype).astype(cache.k.dtype) for x in (k, v))
+        return replace(cache, k=put(cache.k, k), v=put(cache.v, v))
+    (k, k_scale), (v, v_scale) = quantize(k), quantize(v)
+    new_k, new_v = put(cache.k, k), put(cache.v, v)
+    return replace(cache, k=new_k, v=new_v, k_scale=put(cache.k_scale, k_scale), v_scale=put(cache.v_scale, v_scale))
+
+
+def quantize(x: Array) -> tuple[Array, Array]:
+    """`x` [t, k, h] as int8 with a float32 scale [t, k] each: q * scale is near x.
+
+    A head whose numbers are all below SMALLEST_SCALED is zeros; the scale of one that is not finite is NaN. Bit for bit
+    what the native kernels do, given the same x.
+    """
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x), axis=-1)
+    there = largest > SMALLEST_SCALED
+    inverse = jnp.where(there, 127.0 / largest, 0.0)
+    scale = jnp.where(there, largest * np.float32(1 / 127), 0.0)
+    values = jnp.round(x * inverse[..., None]).astype(jnp.int8)
+    return values, jnp.where(jnp.isfinite(largest), scale, jnp.nan)
+
+
+def _within(x: Array, dtype: jnp.dtype) -> Array:
+    """What is beyond the largest float16 becomes that, not infinity."""
+    if dtype != jnp.float16:
+        return x
+    return jnp.clip(x.astype(jnp.float32), -LARGEST_HALF, LARGEST_HALF)

@@ -1,0 +1,123 @@
+"""What the Pallas kernels are told about each block of queries, and how queries go in and results come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from slipstream.errors import ConfigError
+from slipstream.kernels.norm import Norm
+from slipstream.kernels.query_blocks import QueryBlocks, chunk_blocks, decode_blocks
+from slipstream.kernels.ragged import KVCache, Step
+from slipstream.kernels.rotary import Angles, rotate
+
+MASKED = -1e30  # below every real score, yet finite: a fully masked row must not make NaNs
+
+
+class BlockPlan(NamedTuple):
+    """What a kernel knows of j blocks of queries, i32[j] each.
+
+    `rows`: whose page table. `firsts`: position of the first query; the others follow it. `counts`: how many queries
+    (0: none, the block is skipped). `begins`, `ends`: first and end of the context blocks that its queries see.
+    `follows`: the next block that is not skipped, or j.
+    """
+
+    rows: Array
+    firsts: Array
+    counts: Array
+    begins: Array
+    ends: Array
+    follows: Array
+
+
+class Problem(NamedTuple):
+    """What stays the same for all blocks of one call. `precision`: products of float32 are exact float32."""
+
+    scale: float
+    window: int | None
+    soft_cap: float | None
+    group: int
+    context: int
+    page_size: int
+    width: int
+
+
+Attend = Callable[[KVCache, Array, Array, BlockPlan, Array, Problem], Array]
+"""`(cache, layer i32[1], q [j, k, r * g, h], plan, flat page tables i32[s * p], problem)` -> results like q."""
+
+
+def plan_of(blocks: QueryBlocks, step: Step, tokens: int, window: int | None, context: int) -> BlockPlan:
+    """The plan of blocks of `tokens` packed tokens; a context block has `context` keys."""
+    counts = jnp.sum(blocks.tokens < tokens, axis=1, dtype=jnp.int32)
+    firsts = jnp.where(counts > 0, step.positions[jnp.minimum(blocks.tokens[:, 0], tokens - 1)], 0)
+    begins = jnp.zeros_like(firsts) if window is None else jnp.maximum(firsts - window + 1, 0) // context
+    ends = jnp.where(counts > 0, (firsts + counts - 1) // context + 1, begins)
+    size = counts.shape[0]
+    index = jnp.arange(size, dtype=jnp.int32)
+    own = jnp.where(counts > 0, index, size)
+    from_here = jnp.flip(jnp.minimum.accumulate(jnp.flip(own)))
+    follows = jnp.append(from_here[1:], jnp.int32(size)).astype(jnp.int32)
+    return BlockPlan(blocks.rows.astype(jnp.int32), firsts, counts, begins, ends, follows)
+
+
+Write = Callable[[KVCache, Array, Array, Array, Step], tuple[Array, Array]]
+"""`(cache, layer i32[1], k [t, k, h], v, step)` -> the cache's new keys and values."""
+
+
+def attend_blocks(
+    write: Write,
+    run: Attend,
+    chunk: int,
+    context: Callable[[KVCache], int],
+    cache: KVCache,
+    layer: Array | int,
+    q: Array,
+    k: Array,
+    v: Array,
+    step: Step,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    angles: Angles | None,
+    qk_norm: tuple[Norm, Norm] | None,
+) -> tuple[Array, KVCache]:
+    """`kernels.attention.attend` with `run` for blocks of one query, and then for those of `chunk` queries.
+
+    The cache may have longer heads than the model, filled up with zeros. What is not finite in a sequence may reach
+    earlier queries of that sequence, as it does not in the reference; it reaches no other sequence.
+    Raises ConfigError for a cache that the kernels do not read.
+    """
+    if cache.layout != "by_row" or cache.k_scale is not None:
+        raise ConfigError(
+            f"Pallas attention reads caches of floats laid out by_row, not {cache.k.dtype} {cache.layout}"
+        )
+    if qk_norm is not None:
+        q, k = (norm(x) for norm, x in zip(qk_norm, (q, k), strict=True))
+    if angles is not None:
+        q, k = rotate(q, angles), rotate(k, angles)
+    tokens, heads, own = q.shape
+    size = cache.k.shape[-1]
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, size - own))) for x in (q, k, v))
+    layer = jnp.asarray(layer, jnp.int32).reshape(1)
+    new_k, new_v = write(cache, layer, k, v, step)
+    cache = replace(cache, k=new_k, v=new_v)
+    kv_heads = cache.k.shape[2]
+    group = heads // kv_heads
+    problem = Problem(scale, window, soft_cap, group, context(cache), cache.page_size, step.pages.shape[1])
+    passes = [decode_blocks(step, tokens)]
+    if not step.decode_only:
+        passes.append(chunk_blocks(step, tokens, chunk))
+    out = jnp.zeros_like(q)
+    for blocks in passes:
+        plan = plan_of(blocks, step, tokens, window, problem.context)
+        count, each = blocks.tokens.shape
+        taken = q[jnp.minimum(blocks.tokens, tokens - 1)].reshape(count, each, kv_heads, group, size)
+        taken = taken.swapaxes(1, 2).reshape(count, kv_heads, each * group, size)
+        mixed = run(cache, layer, taken, plan, step.pages.reshape(-1), problem)
+        mixed = mixed.reshape(count, kv_heads, each, group, size).swapaxes(1, 2).reshape(count, each, heads, size)
+        out = out.at[blocks.tokens].set(mixed, mode="drop")
+    return out[..., :own], cache
