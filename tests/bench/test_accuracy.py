@@ -85,7 +85,7 @@ NUMBERS = Divergence(
 
 
 def test_rows_of_all_and_of_each_kind() -> None:
-    every, prose, chat = summarize(Mode("fast", "bfloat16"), PASSAGES, NUMBERS)
+    every, prose, chat = summarize("fast", "bfloat16", PASSAGES, NUMBERS)
     assert [(row.text, row.tokens) for row in (every, prose, chat)] == [("all", 3), ("prose", 2), ("chat", 1)]
     assert (every.precision, every.kv_dtype) == ("fast", "bfloat16")
     assert every.kl_mean == pytest.approx(0.25)
@@ -97,7 +97,7 @@ def test_rows_of_all_and_of_each_kind() -> None:
     spread = np.std([0, 0, 0.5]) / math.sqrt(3)
     assert every.change_error == pytest.approx(100 * math.exp(0.5 / 3) * spread)
     assert prose.change_percent == prose.change_error == 0
-    assert [row.text for row in summarize(Mode("exact"), PASSAGES[:1], NUMBERS[:2])] == ["all"]
+    assert [row.text for row in summarize("exact", "auto", PASSAGES[:1], NUMBERS[:2])] == ["all"]
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from cyclopts import App
 import slipstream
 from slipstream.bench.options import AccuracyOptions, PoolOptions
 from slipstream.bench.options import ServeOptions as BenchServeOptions
+from slipstream.bench.quantize import QuantizeOptions
 from slipstream.cli.chat import ChatOptions
 from slipstream.cli.env import EnvOptions
 from slipstream.cli.generate import GenerateOptions
@@ -31,6 +32,7 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "generate": (GenerateOptions, EngineConfig),
     "env": (EnvOptions,),
     "models": (ModelsOptions,),
+    "quantize": (QuantizeOptions,),
     "bench accuracy": (AccuracyOptions,),
     "bench serve": (BenchServeOptions,),
     "bench pool": (PoolOptions,),

@@ -37,6 +37,21 @@ def test_deaths_without_a_token_are_counted_in_a_row() -> None:
     assert counts == [1, 2, 0, 1]
 
 
+async def test_what_comes_once_comes_once_after_a_replay_too() -> None:
+    stream = Stream(request_of(1), "0:r1")
+    for cached, seconds in ((3, 0.5), (0, 9.0)):
+        stream.push(
+            TokenOutput(
+                id="0:r1", token_ids=[1], cached_tokens=cached, queue_seconds=seconds, prefill_seconds=2 * seconds
+            )
+        )
+    output = await stream.take()
+    assert (output.cached_tokens, output.queue_seconds, output.prefill_seconds) == (3, 0.5, 1.0)
+    stream.push(TokenOutput(id="0:r1", token_ids=[2]))
+    output = await stream.take()
+    assert (output.cached_tokens, output.queue_seconds, output.prefill_seconds) == (None, None, None)
+
+
 async def test_tokens_come_before_the_failure() -> None:
     stream = Stream(request_of(1), "0:r1")
     stream.push(TokenOutput(id="0:r1", token_ids=[1, 2]))

@@ -43,6 +43,18 @@ def test_greedy_replies_equal_the_full_forward(engine: Engine) -> None:
     assert_idle(engine)
 
 
+def test_the_first_output_tells_how_long_a_request_waited_and_its_prompt_took(engine: Engine) -> None:
+    """The fifth request waits for one of the four slots."""
+    lengths = (3, 9, 9, 9, 2)
+    requests = [tiny.request(str(i), PROMPTS[i], max_tokens=count) for i, count in enumerate(lengths)]
+    outputs = tiny.run(engine, requests)
+    firsts = [outputs[str(i)][0] for i in range(5)]
+    waits = [first.queue_seconds or 0.0 for first in firsts]
+    assert all(first.prefill_seconds is not None and first.prefill_seconds > 0 for first in firsts)
+    assert waits[4] > (firsts[0].prefill_seconds or 0.0) and waits[4] > max(waits[:4])
+    assert all(o.queue_seconds is None and o.prefill_seconds is None for i in range(5) for o in outputs[str(i)][1:])
+
+
 def test_cached_prefixes_give_the_same_reply_and_are_reported(engine: Engine) -> None:
     prompt = RNG.integers(0, 211, size=45).tolist()
     first = tiny.run(engine, [tiny.request("a", prompt)])["a"]

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slipstream.checkpoint import open_checkpoint, resolve
+from slipstream.checkpoint import open_checkpoint, resolve, save_checkpoint
 from slipstream.engine.loop import Engine
 from slipstream.errors import ConfigError
 from slipstream.kernels.native import library
 from slipstream.spec.source import Checkpoint
 from tests.engine import quantized, tiny
+from tests.models.harness import prompt_of, random_source
+from tests.models.variants import VARIANTS
 
 pytestmark = pytest.mark.skipif(library.reason() is not None, reason="the native kernels were not built here")
 
@@ -78,6 +80,18 @@ def test_gemma_gives_the_64_greedy_tokens_of_transformers() -> None:
     outputs = tiny.run(engine, requests)
     assert [tiny.tokens(outputs[str(i)]) for i in range(len(records))] == [record["greedy"] for record in records]
     assert engine.info.weight_bytes < 1.1 * source.path.stat().st_size, "all matrices stay in blocks"
+
+
+def test_parts_of_fused_tensors_stay_as_they_are_stored(tmp_path: Path) -> None:
+    """Phi 3's queries, keys and values are one tensor: each is packed alone, and transformers' tokens come out."""
+    config = VARIANTS["phi3-tied-mqa-partial"]
+    save_checkpoint(random_source(config), tmp_path, config)
+    engine = tiny.engine(open_checkpoint(tmp_path), kernels="cpu", page_size=16)
+    recorded = np.load(Path(__file__).parents[1] / "golden" / "models" / "phi3.npz")["phi3-tied-mqa-partial/greedy"]
+    outputs = tiny.run(engine, [tiny.request("a", prompt_of(config["vocab_size"], 41), max_tokens=64)])
+    assert tiny.tokens(outputs["a"]) == recorded.tolist()
+    stored = (tmp_path / "model.safetensors").stat().st_size
+    assert engine.info.weight_bytes < 1.4 * stored, "panels of 16 outputs are filled up, and nothing is kept twice"
 
 
 def test_fast_is_close(plain: Engine) -> None:

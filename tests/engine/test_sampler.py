@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 
@@ -288,3 +289,32 @@ def test_noise_is_finite_for_every_hash() -> None:
         jax.jit(jax.vmap(lambda p: sampler.noise(jnp.array([1, 2], jnp.uint32), p, 50_000)))(np.arange(1000))
     )
     assert np.isfinite(drawn).all()  # 5e7 numbers: with 24 bits three of them would be infinite
+
+
+PLAIN = TokenSampling(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, seed=3)
+
+
+def test_a_quick_draw_is_the_same() -> None:
+    slots, slot = rows_of(PLAIN, TokenSampling(temperature=0.0), PLAIN), jnp.arange(3, dtype=jnp.int32)
+    quick = sampler.quick_sample(LOGITS[:3], slots, slot, lengths(3), count=jnp.int32(3), kernels="reference")
+    np.testing.assert_array_equal(quick, sample_all(LOGITS[:3], slots, lengths(3)))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"typical_p": 0.5}, {"repetition_penalty": 1.1}, {"frequency_penalty": -0.1}, {"presence_penalty": 0.1},
+        {"logit_bias": ((1, 2.0),)}, {"min_tokens": 1}, {"bad_token_ids": ((1, 2),)}, {"logprobs": 0},
+    ],
+)  # fmt: skip
+def test_what_a_quick_draw_leaves_out_is_special(field: dict[str, Any]) -> None:
+    assert not sampler.is_special(PLAIN)
+    assert sampler.is_special(msgspec.structs.replace(PLAIN, **field))
+
+
+def test_every_field_of_a_request_is_special_or_known_to_a_quick_draw() -> None:
+    special = {"typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "min_tokens"}
+    special |= {"bad_token_ids", "logprobs"}
+    quick = {"temperature", "top_k", "top_p", "min_p", "seed"}
+    elsewhere = {"max_tokens", "stop_token_ids", "prompt_logprobs"}  # the scheduler's, and the prompt's own computation
+    assert special | quick | elsewhere == set(TokenSampling.__struct_fields__)

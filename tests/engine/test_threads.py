@@ -1,7 +1,8 @@
-"""The setting `cpu_threads` reaches the native kernels' pool, and XLA's own, which a process makes but once."""
+"""The setting `cpu_threads` reaches the pool that computes: the native kernels' or XLA's, which is made once."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,26 +19,27 @@ from pathlib import Path
 from slipstream.kernels.native.library import library
 from tests.engine import tiny
 
-engine = tiny.engine(max_seqs=1, max_batched_tokens=8, cpu_threads=int(sys.argv[1]))
+engine = tiny.engine(max_seqs=1, max_batched_tokens=8, cpu_threads=int(sys.argv[1]), kernels=sys.argv[2])
 tiny.run(engine, [tiny.request("a", [1, 2, 3], max_tokens=2)])
 names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
 print(library().slipstream_threads() if library() else "none", sum(name == "tf_XLAEigen" for name in names))
 """
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_both_pools_have_as_many_threads_as_asked_for(threads: int) -> None:
+@pytest.mark.parametrize("kernels", ["auto", "xla"])
+def test_the_pool_that_computes_has_as_many_threads_as_asked_for(kernels: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(threads)],
+        [sys.executable, "-c", PROGRAM, "3", kernels],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
+        env={name: value for name, value in os.environ.items() if name != library.XLA_THREADS_VARIABLE},
     )
     native, xla = done.stdout.split()
-    assert native == ("none" if library.reason() else str(threads))
-    assert int(xla) == threads
+    assert native == ("none" if library.reason() else "3")
+    assert int(xla) == (1 if kernels == "auto" and not library.reason() else 3)
 
 
 def test_none_at_all_is_refused() -> None:

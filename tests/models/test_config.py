@@ -9,7 +9,7 @@ import pytest
 
 from slipstream.errors import CheckpointError, UnknownConfigKeys, UnsupportedModel
 from slipstream.models.llm import gemma3, llama, phi3
-from slipstream.models.llm.stack import Kind
+from slipstream.models.llm.stack import Kind, within
 from slipstream.models.registry import FAMILIES, family
 from slipstream.spec.param import Param, params
 from tests.models.variants import VARIANTS, qwen
@@ -197,6 +197,22 @@ def test_longrope_takes_its_set_by_the_longest_context() -> None:
     for length, factors in ((128, "long_factor"), (32, "short_factor")):
         rope = llama.Config.from_hf({**config, "max_position_embeddings": length}).rope
         np.testing.assert_allclose(rope.frequencies, plain / config["rope_scaling"][factors], rtol=1e-6)
+
+
+def test_longrope_takes_its_set_by_the_longest_context_of_the_engine() -> None:
+    """The magnitude stays that of the model's own longest context."""
+    for name in ("llama-longrope", "phi3-gqa-longrope"):
+        config = family(VARIANTS[name]).from_hf(VARIANTS[name])
+        factors = VARIANTS[name]["rope_scaling"]
+        short, long = within(config, 32), within(config, 33)
+        assert long == config
+        assert short.rope.magnitude == config.rope.magnitude > 1
+        ratio = np.asarray(short.rope.frequencies) / np.asarray(long.rope.frequencies)
+        np.testing.assert_allclose(ratio, np.divide(factors["long_factor"], factors["short_factor"]), rtol=1e-6)
+        assert within(short, 128) == short
+    for name in ("gemma3", "llama-dynamic", "qwen2-tied-mha-windows"):
+        config = family(VARIANTS[name]).from_hf(VARIANTS[name])
+        assert within(config, 1) == config
 
 
 def test_the_longest_context() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from slipstream.models.llm.stack import within
 from tests.models.harness import Model, difference, prompt_of
 from tests.models.variants import VARIANTS
 from tests.parity import reference
@@ -46,6 +48,19 @@ def test_dynamic_scaling_past_the_limit(tmp_path: Path) -> None:
     assert (
         difference(unscaled.feed(given), expected) > 0.05
     )  # the scaling is felt, so the comparison above says something
+
+
+def test_longrope_within_the_pretraining_length(tmp_path: Path) -> None:
+    """An engine of short contexts has the short set of factors, as transformers has for a short prompt."""
+    config = VARIANTS["phi3-tied-mqa-partial"]
+    limit = config["original_max_position_embeddings"]
+    theirs = reference.write_checkpoint(config, tmp_path)
+    long = Model.open(tmp_path)
+    ours = replace(long, config=within(long.config, limit))
+    prompt = prompt_of(97, limit)
+    expected = reference.Session(theirs).step(prompt)
+    assert difference(ours.session([limit], limit).step(prompt)[0], expected) < TOLERANCE
+    assert difference(long.session([limit], limit).step(prompt)[0], expected) > 0.01
 
 
 def test_attention_soft_cap(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ class MemoryClient:
                     [scores(t, sampling.prompt_logprobs or 0) for t in request.prompt_token_ids[1:]] if scored else None
                 ),
                 cached_tokens=self.cached if at == 0 else None,
+                queue_seconds=0.25 if at == 0 else None,
+                prefill_seconds=0.5 if at == 0 else None,
                 finish_reason=reason if last else None,
                 stop_reason=stop if last else None,
             )

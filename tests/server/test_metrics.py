@@ -29,6 +29,9 @@ NAMES = {
     "vllm:inter_token_latency_seconds": "histogram",
     "vllm:request_time_per_output_token_seconds": "histogram",
     "vllm:e2e_request_latency_seconds": "histogram",
+    "vllm:request_queue_time_seconds": "histogram",
+    "vllm:request_prefill_time_seconds": "histogram",
+    "vllm:request_inference_time_seconds": "histogram",
     "vllm:request_decode_time_seconds": "histogram",
     "vllm:request_prompt_tokens": "histogram",
     "vllm:request_generation_tokens": "histogram",
@@ -96,8 +99,14 @@ def test_a_request_is_counted(start: Start) -> None:
         "vllm:request_params_n_sum": 2,
         "vllm:request_params_n_count": 1,
         "vllm:request_params_max_tokens_sum": 20,
+        "vllm:request_queue_time_seconds_sum": 2 * 0.25,
+        "vllm:request_prefill_time_seconds_sum": 2 * 0.5,
+        "vllm:request_inference_time_seconds_count": 2,
     }
     assert {name: value(text, name, **LABELS) for name in expected} == expected
+    decode = value(text, "vllm:request_decode_time_seconds_sum")
+    assert decode > 0
+    assert value(text, "vllm:request_inference_time_seconds_sum") == pytest.approx(2 * 0.5 + decode)
     assert value(text, "vllm:request_success_total", finished_reason="stop") == 2
     assert value(text, "vllm:request_success_total", finished_reason="length") == 0
 

@@ -38,7 +38,9 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
 
     `token_ids` includes a stop token if one was sampled (`stop_reason` then names it; None for `length`).
     `prompt_logprobs` comes once, with the first output: one entry for each prompt token from the second on.
-    `cached_tokens`: prompt tokens served from the prefix cache, set in the first output.
+    The first output alone has `cached_tokens` (prompt tokens served from the prefix cache) and two times in seconds:
+    `queue_seconds`, from the engine's taking the request to its first step, and `prefill_seconds`, from there to this
+    output.
     """
 
     id: str
@@ -46,6 +48,8 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     cached_tokens: int | None = None
+    queue_seconds: float | None = None
+    prefill_seconds: float | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     error: str | None = None

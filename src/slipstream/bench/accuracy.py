@@ -23,7 +23,7 @@ from slipstream.checkpoint.progress import Progress, silent
 from slipstream.engine.compiles import use_compile_cache
 from slipstream.errors import ConfigError, NoTokenizer
 from slipstream.spec.source import Checkpoint
-from slipstream.text import load_tokenizer
+from slipstream.text import Tokenizer, load_tokenizer
 
 SCHEMA = "slipstream.bench.accuracy/1"
 OWN_TEXT = 1024  # tokens of one context, of a user's own text
@@ -64,11 +64,15 @@ def run(
         raise NoTokenizer(f"{checkpoint.path.name} has no tokenizer, so it cannot read text")
     use_compile_cache(None)
     tokenizer = load_tokenizer(checkpoint.tokenizer)
-    texts = passages(tokenizer) if options.text is None else _own(tokenizer.encode(_read(options.text)))
+    texts = passages(tokenizer) if options.text is None else own_passages(tokenizer, options.text)
     modes = [Mode(precision, kv) for precision in options.precision for kv in options.kv_dtype]
     found = measure(checkpoint, [text.ids for text in texts], modes, progress=progress)
-    rows = [row for mode, numbers in zip(modes, found, strict=True) for row in summarize(mode, texts, numbers)]
-    _print(rows, console)
+    rows = [
+        row
+        for mode, numbers in zip(modes, found, strict=True)
+        for row in summarize(mode.precision, mode.kv_dtype, texts, numbers)
+    ]
+    print_rows(rows, console)
     if options.json is not None:
         report = _report(checkpoint, options, rows)
         options.json.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -82,27 +86,29 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path} cannot be read as text: {error}") from None
 
 
-def _own(ids: Sequence[int]) -> list[Passage]:
+def own_passages(tokenizer: Tokenizer, path: Path) -> list[Passage]:
+    """A user's own text in contexts of OWN_TEXT tokens. Raises ConfigError where there is nothing to predict."""
+    ids = tokenizer.encode(_read(path))
     cut = [Passage("prose", ids[i : i + OWN_TEXT]) for i in range(0, len(ids), OWN_TEXT)]
     if len(ids) < 2:
         raise ConfigError("--text has less than two tokens: there is nothing to predict")
     return [text for text in cut if len(text.ids) > 1]
 
 
-def summarize(mode: Mode, texts: Sequence[Passage], numbers: Divergence) -> list[Row]:
+def summarize(precision: str, kv_dtype: str, texts: Sequence[Passage], numbers: Divergence) -> list[Row]:
     """A row for all texts together, and one for each kind if there are several. `numbers` as `measure` gives them."""
     kinds = np.repeat([text.kind for text in texts], [len(text.ids) - 1 for text in texts])
     names = list(dict.fromkeys(kinds.tolist()))
     parts = {name: numbers[kinds == name] for name in names if len(names) > 1}
-    return [_row(mode, name, part) for name, part in {"all": numbers, **parts}.items()]
+    return [_row(precision, kv_dtype, name, part) for name, part in {"all": numbers, **parts}.items()]
 
 
-def _row(mode: Mode, text: str, numbers: Divergence) -> Row:
+def _row(precision: str, kv_dtype: str, text: str, numbers: Divergence) -> Row:
     worse = numbers.loss - numbers.reference_loss
     growth = math.exp(worse.mean())
     return Row(
-        precision=mode.precision,
-        kv_dtype=mode.kv_dtype,
+        precision=precision,
+        kv_dtype=kv_dtype,
         text=text,
         tokens=len(worse),
         kl_mean=float(numbers.kl.mean()),
@@ -145,7 +151,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _print(rows: Sequence[Row], console: Console) -> None:
+def print_rows(rows: Sequence[Row], console: Console) -> None:
+    """A table, or lines with tabs in a pipe."""
     if not console.is_terminal:
         for cells in (COLUMNS, *map(_cells, rows)):
             console.file.write("\t".join(cells) + "\n")

@@ -27,7 +27,7 @@ from slipstream.kernels.native import library
 from slipstream.kernels.packed import Precision
 from slipstream.kernels.ragged import Kernels, Step
 from slipstream.models.registry import Family, family
-from slipstream.spec.source import Checkpoint
+from slipstream.spec.source import Checkpoint, Source
 
 PAGE = 16
 BLOCK = 64  # positions whose logits are live at once
@@ -79,16 +79,41 @@ def measure(
     reference = model.pass_over(model.weights(native=False), "reference", "float32")
     weights = {precision: model.weights(native=True, precision=precision) for precision in {m.precision for m in modes}}
     passes = [model.pass_over(weights[mode.precision], "cpu", mode.kv_dtype) for mode in modes]
+    return _divergences(model, reference, passes, progress)
+
+
+def measure_copy(
+    original: Checkpoint,
+    copy: Checkpoint,
+    texts: Sequence[Sequence[int]],
+    *,
+    step_tokens: int = 512,
+    progress: Progress = silent,
+) -> Divergence:
+    """The divergence of a checkpoint whose weights were rounded from the one that they were rounded from.
+
+    Both are computed in float32 by XLA's own code; where the copy asks to round inputs too, so it is done. Raises
+    CheckpointError.
+    """
+    device = jax.local_devices()[0]
+    model = _Model(original, texts, step_tokens, device, progress)
+    reference = model.pass_over(model.weights(native=False), "reference", "float32")
+    rounded = model.weights(native=False, copy=copy.source)
+    return _divergences(model, reference, [model.pass_over(rounded, "reference", "float32")], progress)[0]
+
+
+def _divergences(model: _Model, reference: _Pass, passes: Sequence[_Pass], progress: Progress) -> list[Divergence]:
+    """The divergence of each pass over the texts from the reference."""
     compare = jax.jit(partial(_compare, model.family, model.config))
-    following, steps = model.following(), -(-model.count // step_tokens)
-    found: list[list[list[np.ndarray]]] = [[] for _ in modes]
+    following, steps = model.following(), -(-model.count // model.width)
+    found: list[list[list[np.ndarray]]] = [[] for _ in passes]
     progress("compare", 0, steps)
     for i in range(steps):
         x = reference(i)
         xs = [one(i) for one in passes]
         results = compare(reference.weights, [one.weights for one in passes], x, xs, following[i])
-        for mode, numbers in zip(found, results, strict=True):
-            mode.append([np.asarray(n) for n in numbers])
+        for one_pass, numbers in zip(found, results, strict=True):
+            one_pass.append([np.asarray(n) for n in numbers])
         progress("compare", i + 1, steps)
     scored = following.reshape(-1) >= 0
     return [_joined(steps)[scored] for steps in found]
@@ -113,14 +138,14 @@ class _Model:
         self.ends = np.cumsum([0, *map(len, texts)])
         self.count = int(self.ends[-1])
 
-    def weights(self, *, native: bool, precision: Precision = "exact") -> Any:
-        """All weights: blocks for the native kernels, or float32."""
+    def weights(self, *, native: bool, precision: Precision = "exact", copy: Source | None = None) -> Any:
+        """All weights: blocks for the native kernels, or float32; or those of a `copy`, as it stores them."""
         placement = Placement(self.device, np.dtype(np.float32), native, precision)
         return load(
             self.family.plan(self.config),
-            self.source,
+            copy or self.source,
             placement.place,
-            place_blocks=placement.place_blocks if native else lambda param, stored: None,
+            place_blocks=placement.place_blocks if native or copy else lambda param, stored: None,
             progress=self.progress,
             allowed_unused=self.family.unread,
         )

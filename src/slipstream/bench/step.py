@@ -52,6 +52,7 @@ class Call(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("bytes", ctypes.c_int64),
         ("operations", ctypes.c_int64),
+        ("begin", ctypes.c_int64),
         ("nanoseconds", ctypes.c_int64),
     )
 

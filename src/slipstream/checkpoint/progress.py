@@ -14,8 +14,8 @@ class Progress(Protocol):
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         """`stage` is a short phrase ("download smollm2-135m"); `done` and `total` share a unit.
 
-        The unit is bytes for stages that start with "download" or "check", and weights (numbers) for "load". `total`
-        is None while it is not known. The last call of a stage has `done == total`.
+        The unit is bytes for stages that start with "download", "check" or "write", and weights (numbers) for "load".
+        `total` is None while it is not known. The last call of a stage has `done == total`.
         """
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": "Answer a JSONL file of requests in OpenAI's batch format.",
     "models": "List the models that are built in or cached.",
     "pull": "Fetch a model into the cache.",
+    "quantize": "Write a model in 8 or 4 bits, and compare it with the original.",
     "env": "Show what was found: devices, memory, limits, versions.",
     "bench": "Measure a server.",
 }

@@ -15,7 +15,7 @@ from slipstream.cli.sizes import format_bytes
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-_IN_BYTES = ("download", "check")
+_IN_BYTES = ("download", "check", "write")
 """First words of the stages that count bytes; others count things."""
 
 LINE_SECONDS = 5.0
@@ -25,7 +25,8 @@ LINE_SECONDS = 5.0
 class StageBars(AbstractContextManager["StageBars"]):
     """Shows stages as they are reported. Call it with (stage, done, total), from any thread, while it is entered.
 
-    `done` and `total` share a unit: bytes for stages that start with "download" or "check". `total` None: not known.
+    `done` and `total` share a unit: bytes for stages that start with "download", "check" or "write". `total` None: it
+    is not known.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -33,8 +33,8 @@ class Stream:
         self._logprobs: list[TokenLogprobs] | None = None
         self._prompt_logprobs: list[TokenLogprobs] | None = None
         self._had_prompt_logprobs = False
-        self._cached_tokens: int | None = None
-        self._had_cached_tokens = False
+        self._opening: TokenOutput | None = None
+        self._had_opening = False
         self._finish_reason: FinishReason | None = None
         self._stop_reason: int | None = None
         self._error: str | None = None
@@ -74,9 +74,9 @@ class Stream:
         if output.prompt_logprobs is not None and not self._had_prompt_logprobs:
             self._prompt_logprobs = output.prompt_logprobs
             self._had_prompt_logprobs = True
-        if output.cached_tokens is not None and not self._had_cached_tokens:
-            self._cached_tokens = output.cached_tokens
-            self._had_cached_tokens = True
+        if output.cached_tokens is not None and not self._had_opening:
+            self._opening = output
+            self._had_opening = True
         if output.finish_reason is not None:
             self._finish_reason, self._stop_reason = output.finish_reason, output.stop_reason
             self._error = output.error
@@ -101,13 +101,15 @@ class Stream:
         self._taken = len(self._tokens)
         logprobs, self._logprobs = self._logprobs, None
         prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
-        cached_tokens, self._cached_tokens = self._cached_tokens, None
+        opening, self._opening = self._opening, None
         return TokenOutput(
             id=self.request.id,
             token_ids=tokens,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
-            cached_tokens=cached_tokens,
+            cached_tokens=None if opening is None else opening.cached_tokens,
+            queue_seconds=None if opening is None else opening.queue_seconds,
+            prefill_seconds=None if opening is None else opening.prefill_seconds,
             finish_reason=self._finish_reason,
             stop_reason=self._stop_reason,
             error=self._error,

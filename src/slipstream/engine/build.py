@@ -32,6 +32,7 @@ from slipstream.errors import ConfigError
 from slipstream.hardware.allocator import give_back_freed_memory, keep_freed_memory
 from slipstream.kernels.native import library
 from slipstream.kernels.packed import any_packed
+from slipstream.models.llm.stack import within
 from slipstream.models.registry import Family, ModelConfig, family
 from slipstream.spec.source import Checkpoint
 
@@ -43,11 +44,13 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
 
     Raises UnsupportedModel, CheckpointError, ConfigError or OutOfMemory, before anything large is read where possible.
     """
-    library.use_threads(config.cpu_threads)  # before XLA starts, which looking for devices does
+    # Before XLA starts, which looking for devices does.
+    library.use_threads(config.cpu_threads, native=config.kernels != "xla")
     compiles = CompileCounter()
     members = family(checkpoint.config)
     model: ModelConfig = members.from_hf(checkpoint.config)
     max_len = _max_model_len(config, model)
+    model = within(model, max_len)
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         keep_freed_memory()

@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenLogprobs, TokenOutput
 from slipstream.engine.compiles import CompileCounter
 from slipstream.engine.request import RowPlan, Sequence, StepPlan
@@ -19,8 +21,13 @@ STEPS_IN_FLIGHT = 2  # one on the device, one planned behind it: the device neve
 
 @dataclass
 class _Reply:
-    """What is held of a request until it can be sent: prompt log probabilities come whole, with the first token."""
+    """What is held of a request until it can be sent: prompt log probabilities come whole, with the first token.
 
+    `added`, `admitted`: when the engine took it, and when its first step was planned; seconds of the monotonic clock.
+    """
+
+    added: float
+    admitted: float | None = None
     epoch: int = 0
     started: bool = False
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -64,7 +71,7 @@ class Engine:
                     f"token id {token} is outside the model's vocabulary of {self.info.vocab_size}", param="prompt"
                 )
         self._scheduler.add(Sequence.of(request))
-        self._replies[request.id] = _Reply()
+        self._replies[request.id] = _Reply(time.monotonic())
 
     def abort(self, request_id: str) -> bool:
         """Drop a request; its pages are free at once. False if it is not here (any more)."""
@@ -73,9 +80,12 @@ class Engine:
 
     def step(self) -> list[TokenOutput]:
         """Start the next step, then wait for the one before it and return its tokens; empty when there is no work."""
+        waiting = self._scheduler.num_waiting
         plan = self._scheduler.schedule()
         if plan is not None:
             self._count(plan)
+            if self._scheduler.num_waiting < waiting:
+                self._stamp(plan)
             self._in_flight.append((plan, self._runner.dispatch(plan), time.monotonic()))
         if not self._in_flight or (plan is not None and len(self._in_flight) < STEPS_IN_FLIGHT):
             return []
@@ -119,6 +129,13 @@ class Engine:
         counters.scheduled_tokens += plan.num_tokens
         counters.padded_tokens += self._runner.rows_computed(plan) - plan.num_tokens
 
+    def _stamp(self, plan: StepPlan) -> None:
+        """Note when the requests that a plan admits were admitted: the first time counts."""
+        now = time.monotonic()
+        for row in plan.rows:
+            reply = self._replies[row.sequence.id]
+            reply.admitted = now if reply.admitted is None else reply.admitted
+
     def _commit(self, row: RowPlan, result: RowResult) -> TokenOutput | None:
         """Take one row's result; returns what the front should know, if anything."""
         reply = self._replies.get(row.sequence.id)
@@ -139,13 +156,23 @@ class Engine:
         if committed.finish_reason is not None:
             del self._replies[sequence.id]
         assert committed.token is not None
-        wants_prompt = sequence.request.sampling.prompt_logprobs is not None
-        return TokenOutput(
+        output = TokenOutput(
             id=sequence.id,
             token_ids=[committed.token],
             logprobs=None if result.logprobs is None else [result.logprobs],
-            prompt_logprobs=reply.prompt_logprobs if first and wants_prompt else None,
-            cached_tokens=sequence.cached_tokens if first else None,
             finish_reason=committed.finish_reason,
             stop_reason=committed.stop_reason,
+        )
+        return self._opened(output, reply, sequence) if first else output
+
+    def _opened(self, output: TokenOutput, reply: _Reply, sequence: Sequence) -> TokenOutput:
+        """A reply's first output, with what comes once."""
+        assert reply.admitted is not None
+        wants_prompt = sequence.request.sampling.prompt_logprobs is not None
+        return msgspec.structs.replace(
+            output,
+            prompt_logprobs=reply.prompt_logprobs if wants_prompt else None,
+            cached_tokens=sequence.cached_tokens,
+            queue_seconds=reply.admitted - reply.added,
+            prefill_seconds=time.monotonic() - reply.admitted,
         )

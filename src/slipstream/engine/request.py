@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from slipstream.api.engine import EngineRequest
 
@@ -88,8 +89,7 @@ class RowPlan:
     pages: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class StepPlan:
+class StepPlan(NamedTuple):
     """What one step computes. `rows` in the order in which they are packed; at most `max_seqs` of them."""
 
     rows: tuple[RowPlan, ...]

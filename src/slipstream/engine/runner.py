@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -16,21 +15,20 @@ from slipstream.checkpoint.progress import Progress
 from slipstream.engine import request
 from slipstream.engine.memory import Budget, KVShape, pages_for
 from slipstream.engine.request import StepPlan
-from slipstream.engine.sampler import Logprobs
+from slipstream.engine.sampler import Logprobs, is_special
 from slipstream.engine.shapes import Shape, ShapePolicy
 from slipstream.engine.slots import Slots, slot_row
-from slipstream.engine.step import DONATED, Sampled, State, admit, flat_sizes, make_step
+from slipstream.engine.step import DONATED, SAMPLES, SPECIAL, Sampled, State, admit, flat_sizes, make_step
 from slipstream.engine.step_cache import CompiledStep, StepCache
 from slipstream.hardware.host import read_host
 from slipstream.kernels.native.memory import untouched_zeros
-from slipstream.kernels.ragged import Kernels, KVCache
+from slipstream.kernels.ragged import Kernels
 from slipstream.models.registry import Family
 
 COMPILE_THREADS = 4  # at most: each holds a module, and its code while it is made
 
 
-@dataclass(frozen=True)
-class RowResult:
+class RowResult(NamedTuple):
     """A row's outcome: `token` if it sampled, with log probabilities if asked for; so too for prompt positions."""
 
     token: int | None
@@ -51,8 +49,7 @@ class Runner(Protocol):
         """The results of a step, a row each in the plan's order."""
 
 
-@dataclass(frozen=True)
-class Dispatched:
+class Dispatched(NamedTuple):
     """A step in flight."""
 
     plan: StepPlan
@@ -87,6 +84,8 @@ class JaxRunner:
         self._admit: CompiledStep | None = None
         self._state: State | None = None
         self._slot_owner: dict[int, tuple[request.Sequence, int]] = {}
+        self._special = [False] * max_seqs  # by slot: whether its sequence `is_special`
+        self._blank: dict[Shape, np.ndarray] = {}
         self._max_len = 0
         self._pages_per_row = 0
 
@@ -142,7 +141,7 @@ class JaxRunner:
     def warm_up(self) -> None:
         """Run the smallest step once on an empty row: the device's threads and the weights are then in place."""
         shape = min(self._steps)
-        jax.block_until_ready(self._run(shape, _Rows.empty(shape, self._pages_per_row, self.max_seqs)))
+        jax.block_until_ready(self._run(shape, self._describe(shape, StepPlan(()))))
 
     def rows_computed(self, plan: StepPlan) -> int:
         """Token rows of the compiled shape that the plan takes."""
@@ -156,22 +155,22 @@ class JaxRunner:
                 self._slot_owner[row.slot] = owner
                 self._fill_slot(row.slot, row.sequence)
         shape = self._shape_of(plan)
-        rows = _Rows.empty(shape, self._pages_per_row, self.max_seqs)
-        rows.fill(plan)
-        return Dispatched(plan, self._run(shape, rows))
+        return Dispatched(plan, self._run(shape, self._describe(shape, plan)))
 
     def collect(self, handle: Dispatched) -> list[RowResult]:
         """Wait for a step and read its results; log probabilities only where a row asked for them."""
         plan, sampled = handle.plan, handle.sampled
-        tokens = np.asarray(sampled.tokens)
+        tokens: list[int] = np.asarray(sampled.tokens).tolist()
         wants = [row.sequence.request.sampling for row in plan.rows]
         logprobs = jax.device_get(sampled.logprobs) if any(w.logprobs is not None for w in wants) else None
         prompt = None
         if sampled.prompt is not None and any(w.prompt_logprobs is not None for w in wants):
             prompt = jax.device_get(sampled.prompt)
         results, first = [], 0
+        if logprobs is None and prompt is None:
+            return [RowResult(tokens[i] if row.samples else None, None, []) for i, row in enumerate(plan.rows)]
         for i, (row, want) in enumerate(zip(plan.rows, wants, strict=True)):
-            token = int(tokens[i]) if row.samples else None
+            token = tokens[i] if row.samples else None
             own = None
             if token is not None and logprobs is not None and want.logprobs is not None:
                 own = _entry(logprobs, i, token, want.logprobs)
@@ -187,40 +186,72 @@ class JaxRunner:
         decode_only = all(row.count == 1 and not _reads_prompt(row) for row in plan.rows)
         return self.shapes.shape_for(plan.num_tokens, len(plan.rows), decode_only)
 
-    def _run(self, shape: Shape, rows: _Rows) -> Sampled:
+    def _run(self, shape: Shape, flat: np.ndarray) -> Sampled:
         assert self._state is not None, "compile() comes first"
-        cache, history, sampled = self._steps[shape].call(self.weights, *_parts(self._state), rows.flat)
-        self._state = State(cache, replace(self._state.slots, history=history))
+        sampled: Sampled
+        wishes = self._state.wishes
+        cache, history, sampled = self._steps[shape].call(
+            self.weights, self._state.cache, self._state.history, wishes, flat
+        )
+        self._state = State(cache, history, wishes)
         return sampled
+
+    def _describe(self, shape: Shape, plan: StepPlan) -> np.ndarray:
+        """The host's part of a step: a `Batch` as `flat_sizes` lays it out, the plan's rows first."""
+        rows = shape.rows
+        if shape not in self._blank:
+            sizes = flat_sizes(rows, self._pages_per_row)
+            blank = self._blank[shape] = np.zeros(sum(sizes), np.int32)
+            blank[2 * rows + 1 : 3 * rows + 1] = self.max_seqs  # the slot of empty rows
+        flat = self._blank[shape].copy()  # a step in flight may still read the one before
+        ends, lengths, slots, wants = [], [], [], []
+        end, at = 0, 4 * rows + 1
+        for row in plan.rows:
+            end += row.count
+            ends.append(end)
+            lengths.append(row.start + row.count)
+            slots.append(row.slot)
+            wants.append(row.samples * SAMPLES | self._special[row.slot] * SPECIAL)
+            flat[at : at + len(row.pages)] = row.pages
+            at += self._pages_per_row
+        count = len(ends)
+        flat[1 : count + 1] = ends
+        flat[count + 1 : rows + 1] = end
+        for i, numbers in enumerate((lengths, slots, wants), 1):
+            flat[i * rows + 1 : i * rows + 1 + count] = numbers
+        return flat
 
     def _fill_slot(self, slot: int, sequence: request.Sequence) -> None:
         row = slot_row(sequence.tokens, sequence.prompt_len, sequence.request.sampling, self._max_len)
-        assert self._admit is not None, "compile() comes first"
-        self._state = self._admit.call(self._state, np.int32(slot), row)
+        self._special[slot] = is_special(sequence.request.sampling)
+        assert self._admit is not None and self._state is not None, "compile() comes first"
+        history, wishes = self._admit.call(self._state.history, self._state.wishes, np.int32(slot), row)
+        self._state = State(self._state.cache, history, wishes)
 
     def _empty_state(self, pages: int) -> State:
         if self.kernels == "cpu":
             cache = untouched_zeros(jax.eval_shape(lambda: self.kv.cache(pages, self.kernels)))
         else:
             cache = self.kv.cache(pages, self.kernels)
-        return State(cache, Slots.empty(self.max_seqs + 1, self._max_len))  # the last slot is that of empty rows
+        return State(cache, *Slots.empty(self.max_seqs + 1, self._max_len).apart())  # the last slot: that of empty rows
 
     def _abstract_state(self, pages: int) -> Any:
         return jax.eval_shape(lambda: self._empty_state(pages))
 
     def _compile_admit(self, pages: int) -> CompiledStep:
         row = slot_row([], 0, TokenSampling(), self._max_len)
-        arguments = (self._abstract_state(pages), np.int32(0), row)
-        return self._compile("admit", lambda: jax.jit(admit, donate_argnums=0), arguments)
+        state = self._abstract_state(pages)
+        arguments = (state.history, state.wishes, np.int32(0), row)
+        return self._compile("admit", lambda: jax.jit(admit, donate_argnums=(0, 1)), arguments)
 
     def _compile_step(self, shape: Shape, pages: int) -> CompiledStep:
-        rows = _Rows.empty(shape, self._pages_per_row, self.max_seqs)
-        flat = jax.ShapeDtypeStruct(rows.flat.shape, rows.flat.dtype)
+        flat = jax.ShapeDtypeStruct((sum(flat_sizes(shape.rows, self._pages_per_row)),), np.int32)
+        state = self._abstract_state(pages)
 
         def function() -> Any:
             return jax.jit(make_step(self.family, self.config, shape, self.kernels), donate_argnums=DONATED)
 
-        arguments = (self.weights, *_parts(self._abstract_state(pages)), flat)
+        arguments = (self.weights, state.cache, state.history, state.wishes, flat)
         return self._compile("step", function, arguments, shape=[shape.tokens, shape.rows])
 
     def _compile(
@@ -230,44 +261,6 @@ class JaxRunner:
         own = {"family": self.family.name, "config": repr(self.config), "kernels": self.kernels, "kv": repr(self.kv)}
         limits = {"seqs": self.max_seqs, "length": self._max_len}
         return self._step_cache.get(kind, function, arguments, **own, **limits, **facts)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The host's arrays of a step, see `Batch`: views of parts of `flat`, which is what the step takes."""
-
-    flat: np.ndarray
-    starts: np.ndarray
-    lengths: np.ndarray
-    slots: np.ndarray
-    samples: np.ndarray
-    pages: np.ndarray
-
-    @classmethod
-    def empty(cls, shape: Shape, pages_per_row: int, blank_slot: int) -> _Rows:
-        """Rows that compute nothing."""
-        sizes = flat_sizes(shape.rows, pages_per_row)
-        flat = np.zeros(sum(sizes), np.int32)
-        starts, lengths, slots, samples, pages = np.split(flat, np.cumsum(sizes)[:-1])
-        slots[:] = blank_slot
-        return cls(flat, starts, lengths, slots, samples, pages.reshape(shape.rows, pages_per_row))
-
-    def fill(self, plan: StepPlan) -> None:
-        """Write a plan's rows from the first on."""
-        first = 0
-        for i, row in enumerate(plan.rows):
-            first += row.count
-            self.starts[i + 1] = first
-            self.lengths[i] = row.start + row.count
-            self.pages[i, : len(row.pages)] = row.pages
-            self.slots[i] = row.slot
-            self.samples[i] = row.samples
-        self.starts[len(plan.rows) + 1 :] = first
-
-
-def _parts(state: State) -> tuple[KVCache, Any, Slots]:
-    """A state as a step takes it: what it changes, and what it only reads."""
-    return state.cache, state.slots.history, replace(state.slots, history=None)  # type: ignore[arg-type]
 
 
 def _following(row: request.RowPlan) -> range:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from slipstream.api.sampling import MAX_LOGPROBS
+from slipstream.api.sampling import MAX_LOGPROBS, TokenSampling
 from slipstream.engine.slots import NO_TOKEN, Slots
 from slipstream.kernels.native.sampling import choose_native
 from slipstream.kernels.ragged import Kernels
@@ -48,7 +49,6 @@ def sample(
     rows there are; those after them may get any token.
     """
     wants = slots.wishes(slot)
-    choose = CHOOSE[kernels]
     rows = jnp.int32(logits.shape[0]) if count is None else count
     special = (
         (wants.bias_ids[:, 0] != NO_TOKEN)
@@ -58,11 +58,22 @@ def sample(
         | (wants.frequency_penalty != 0)
         | (wants.presence_penalty != 0)
     )
-    # Both branches end in tokens: a branch that handed logits on would copy them.
-    return lax.cond(
-        jnp.any(special),
-        lambda: choose(adjusted(logits, slots.rows(slot), lengths), wants, lengths, rows),
-        lambda: choose(logits, wants, lengths, rows),
+    logits = _when(special, lambda x: adjusted(x, slots.rows(slot), lengths), logits)
+    return CHOOSE[kernels](logits, slots, slot, lengths, rows)
+
+
+def quick_sample(logits: Array, slots: Slots, slot: Array, lengths: Array, *, count: Array, kernels: Kernels) -> Array:
+    """`sample` for rows of which none `is_special`: what most steps need, in few operations."""
+    return QUICK[kernels](logits, slots, slot, lengths, count)
+
+
+def is_special(sampling: TokenSampling) -> bool:
+    """Whether a request asks for more of a step than temperature, top_k, top_p and min_p."""
+    return (
+        bool(sampling.logit_bias or sampling.bad_token_ids or sampling.min_tokens)
+        or (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) != (1, 0, 0)
+        or sampling.typical_p < 1
+        or sampling.logprobs is not None
     )
 
 
@@ -75,8 +86,9 @@ def adjusted(logits: Array, rows: Slots, lengths: Array) -> Array:
     return _when(penalised, lambda x: penalise(x, rows, lengths), logits)
 
 
-def choose(logits: Array, rows: Slots, lengths: Array, count: Array) -> Array:
+def choose(logits: Array, slots: Slots, slot: Array, lengths: Array, count: Array) -> Array:
     """The best token of each row, or one drawn from what its truncation leaves."""
+    rows = slots.wishes(slot)
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     random = rows.temperature > 0
     return lax.cond(
@@ -86,23 +98,23 @@ def choose(logits: Array, rows: Slots, lengths: Array, count: Array) -> Array:
     )
 
 
-def choose_on_cpu(logits: Array, rows: Slots, lengths: Array, count: Array) -> Array:
+def choose_on_cpu(logits: Array, slots: Slots, slot: Array, lengths: Array, count: Array) -> Array:
     """The same by the native kernels, which know all but typical_p."""
-
-    def native() -> Array:
-        keys = jax.vmap(noise_key)(rows.seed, lengths)
-        return choose_native(logits, count, rows.temperature, rows.top_k, rows.top_p, rows.min_p, keys)
-
-    rare = jnp.any((rows.typical_p < 1) & (rows.temperature > 0))
-    return lax.cond(rare, lambda: choose(logits, rows, lengths, count), native)
+    rare = jnp.any((slots.typical_p[slot] < 1) & (slots.temperature[slot] > 0))
+    choices = (partial(made, logits, slots, slot, lengths, count) for made in (choose, choose_natively))
+    return lax.cond(rare, *choices)
 
 
-CHOOSE: dict[Kernels, Callable[[Array, Slots, Array, Array], Array]] = {
-    "reference": choose,
-    "cpu": choose_on_cpu,
-    "pallas_tpu": choose,
-    "pallas_gpu": choose,
-}
+def choose_natively(logits: Array, slots: Slots, slot: Array, lengths: Array, count: Array) -> Array:
+    """The same without typical_p."""
+    names = ("temperature", "top_k", "top_p", "min_p", "seed")
+    return choose_native(logits, count, slot, lengths, **{name: getattr(slots, name) for name in names})
+
+
+Choose = Callable[[Array, Slots, Array, Array, Array], Array]
+_XLA: dict[Kernels, Choose] = {"reference": choose, "pallas_tpu": choose, "pallas_gpu": choose}
+CHOOSE: dict[Kernels, Choose] = {**_XLA, "cpu": choose_on_cpu}
+QUICK: dict[Kernels, Choose] = {**_XLA, "cpu": choose_natively}
 
 
 def add_bias(logits: Array, rows: Slots) -> Array:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import insort
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from slipstream.api.outputs import FinishReason
 from slipstream.engine.config import EngineConfig
@@ -27,8 +28,7 @@ from slipstream.errors import ConfigError, PromptTooLong, RequestError
 MAX_IN_FLIGHT = 2  # the step on the device and the one planned behind it
 
 
-@dataclass(frozen=True)
-class Committed:
+class Committed(NamedTuple):
     """A row's accepted result. `token` is None for a chunk of a prompt that is not at its end.
 
     `finish_reason` is set if the token ended the sequence, which has then left the scheduler; `stop_reason` is the stop

@@ -65,13 +65,18 @@ class Slots:
         blank = slot_row([], 0, TokenSampling(), max_len)
         return jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf)[None], slots, axis=0), blank)
 
+    def apart(self) -> tuple[Array, Slots]:
+        """The history, which each step changes, and all the rest, which it only reads; its history is None."""
+        return self.history, replace(self, history=None)  # type: ignore[arg-type]
+
     def rows(self, slot: Array) -> Slots:
         """The rows of the slots i32[s]."""
         return jax.tree.map(lambda leaf: leaf[slot], self)
 
     def wishes(self, slot: Array) -> Slots:
         """The rows of the slots i32[s] without their history: that is long, and most steps do not read it."""
-        return replace(self, history=None).rows(slot)  # type: ignore[arg-type]
+        _, wishes = self.apart()
+        return wishes.rows(slot)
 
     def admit(self, slot: Array, row: Slots) -> Slots:
         """Overwrite one slot with a row from `slot_row`."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from slipstream.engine.sampler import Logprobs, logprobs_of, no_logprobs, sample
+from slipstream.engine.sampler import Logprobs, logprobs_of, no_logprobs, quick_sample, sample
 from slipstream.engine.shapes import Shape
 from slipstream.engine.slots import Slots
+from slipstream.kernels.native.memory import split_native
 from slipstream.kernels.ragged import Kernels, KVCache, Step
 from slipstream.models.registry import Family
 
 DONATED = (1, 2)  # arguments of a step that it updates in place
+SAMPLES, SPECIAL = 1, 2  # bits of what a row wants: a token; something that `quick_sample` does not do
 PROMPT_BLOCK = 32  # prompt positions whose logits are live at once: a whole chunk's would outweigh the model
 
 
@@ -25,7 +30,8 @@ PROMPT_BLOCK = 32  # prompt positions whose logits are live at once: a whole chu
 class Batch:
     """What the host says about a step of s rows: `starts` i32[s+1], `lengths` i32[s], `pages` i32[s, p] as in `Step`.
 
-    `slots` i32[s]: each row's slot. `samples` bool[s]: rows whose next token is drawn.
+    `slots` i32[s]: each row's slot. `samples` bool[s]: rows whose next token is drawn. `special` bool[]: whether any
+    row asks for more than `quick_sample` does.
     """
 
     starts: Array
@@ -33,31 +39,45 @@ class Batch:
     pages: Array
     slots: Array
     samples: Array
+    special: Array
 
     @classmethod
-    def of(cls, flat: Array, rows: int) -> Batch:
+    def of(cls, flat: Array, rows: int, kernels: Kernels) -> Batch:
         """From all of it in one i32 array, as `flat_sizes` lays it out: the host hands over one array, not five."""
-        parts, first = [], 0
-        sizes = flat_sizes(rows, 0)
-        for size in sizes[:-1]:
-            parts.append(flat[first : first + size])
-            first += size
-        starts, lengths, slots, samples = parts
-        return cls(starts, lengths, flat[first:].reshape(rows, -1), slots, samples != 0)
+        sizes = flat_sizes(rows, 0)[:-1]
+        shapes = [*((size,) for size in sizes), (rows, (flat.size - sum(sizes)) // rows)]
+        starts, lengths, slots, wants, pages = SPLIT[kernels](flat, shapes)
+        return cls(starts, lengths, pages, slots, wants & SAMPLES != 0, jnp.any(wants & SPECIAL != 0))
+
+
+def split(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+    """Arrays of these shapes from the numbers of `flat`, in order."""
+    ends = np.cumsum([prod(shape) for shape in shapes])[:-1].tolist()
+    return [part.reshape(shape) for part, shape in zip(jnp.split(flat, ends), shapes, strict=True)]
+
+
+SPLIT: dict[Kernels, Callable[[Array, Sequence[tuple[int, ...]]], list[Array]]] = {
+    "reference": split,
+    "cpu": split_native,
+}
 
 
 def flat_sizes(rows: int, pages_per_row: int) -> tuple[int, ...]:
-    """Numbers of starts, lengths, slots, samples (0 or 1) and pages in a batch of that many rows, in this order."""
+    """Numbers of starts, lengths, slots, wants (bits SAMPLES, SPECIAL) and pages of that many rows, in this order."""
     return rows + 1, rows, rows, rows, rows * pages_per_row
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """What lives on the device from step to step. A step changes the cache and the slots' history, in place."""
+    """What lives on the device from step to step: the cache, and the slots' two parts (`Slots.apart`).
+
+    A step changes the cache and the history, in place.
+    """
 
     cache: KVCache
-    slots: Slots
+    history: Array
+    wishes: Slots
 
 
 @jax.tree_util.register_dataclass
@@ -86,7 +106,7 @@ def make_step(
         weights: Any, cache: KVCache, history: Array, wishes: Slots, flat: Array
     ) -> tuple[KVCache, Array, Sampled]:
         slots = replace(wishes, history=history)
-        batch = Batch.of(flat, shape.rows)
+        batch = Batch.of(flat, shape.rows, kernels)
         ragged = Step.of(
             batch.starts, batch.lengths, batch.pages, shape.tokens, decode_only=shape.decode_only, kernels=kernels
         )
@@ -95,15 +115,24 @@ def make_step(
         ids = jnp.maximum(history[token_slot, ragged.positions], 0)
         x, cache = family.forward(weights, config, ids, ragged, cache)
 
-        last = jnp.maximum(batch.starts[1:] - 1, 0)
-        real = jnp.sum(batch.lengths > 0, dtype=jnp.int32)  # they come first
-        logits = family.unembed(weights, config, x[last], real)
-        drawn = sample(logits, slots, batch.slots, batch.lengths, count=real, kernels=kernels)
-        logprobs = lax.cond(
-            jnp.any(slots.logprobs[batch.slots] & batch.samples),
-            lambda: logprobs_of(logits, drawn),
-            lambda: no_logprobs(count, logits.shape[1]),
-        )
+        if shape.decode_only:
+            last, real = x, ragged.real
+        else:
+            last = x[jnp.maximum(batch.starts[1:] - 1, 0)]
+            real = jnp.sum(batch.lengths > 0, dtype=jnp.int32)  # they come first
+        logits = family.unembed(weights, config, last, real)
+
+        def special() -> tuple[Array, Logprobs]:
+            drawn = sample(logits, slots, batch.slots, batch.lengths, count=real, kernels=kernels)
+            read = jnp.any(slots.logprobs[batch.slots] & batch.samples)
+            none = partial(no_logprobs, count, logits.shape[1])
+            return drawn, lax.cond(read, lambda: logprobs_of(logits, drawn), none)
+
+        def quick() -> tuple[Array, Logprobs]:
+            drawn = quick_sample(logits, slots, batch.slots, batch.lengths, count=real, kernels=kernels)
+            return drawn, no_logprobs(count, logits.shape[1])
+
+        drawn, logprobs = lax.cond(batch.special, special, quick)
         prompt = None
         if not shape.decode_only:
             prompt = prompt_logprobs(family, weights, config, x, slots, ragged, token_slot, logits.shape[1])
@@ -139,6 +168,6 @@ def prompt_logprobs(
     return lax.cond(jnp.any(wanted), compute, lambda: no_logprobs(tokens, vocab))
 
 
-def admit(state: State, slot: Array, row: Slots) -> State:
+def admit(history: Array, wishes: Slots, slot: Array, row: Slots) -> tuple[Array, Slots]:
     """Give a slot to a sequence: its tokens so far and its sampling values."""
-    return State(state.cache, state.slots.admit(slot, row))
+    return replace(wishes, history=history).admit(slot, row).apart()

@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 Kernels = Literal["reference", "cpu", "pallas_tpu", "pallas_gpu"]
@@ -71,7 +72,9 @@ class Step:
     `starts` i32[s+1]: first packed token of each row; `starts[-1]` is the number of real tokens, what follows is
     padding. `lengths` i32[s]: tokens in the cache after this step (0: an empty row). `pages` i32[s, p]: page tables.
     `rows` i32[t]: the row of each token, s for padding. `positions` i32[t]: its position in its sequence, 0 in padding.
-    `decode_only`: a promise that no row has more than one token, so that kernels leave out what chunks need.
+    `real` i32[]: how many of the packed tokens are real; they come first.
+    `decode_only`: a promise that the first `real` rows have one token each and the others none, so that kernels leave
+    out what chunks need; there are as many tokens as rows.
     `kernels`: the implementation that the engine was configured for.
     """
 
@@ -80,6 +83,7 @@ class Step:
     pages: Array
     rows: Array
     positions: Array
+    real: Array
     decode_only: bool = field(default=False, metadata={"static": True})
     kernels: Kernels = field(default="reference", metadata={"static": True})
 
@@ -95,26 +99,25 @@ class Step:
         kernels: Kernels = "reference",
     ) -> Step:
         """Derive rows and positions of `tokens` packed tokens from the ragged description."""
-        index = jnp.arange(tokens, dtype=jnp.int32)
-        rows = jnp.searchsorted(starts, index, side="right").astype(jnp.int32) - 1
+        index = np.arange(tokens, dtype=np.int32)
         real = index < starts[-1]
-        row = jnp.minimum(rows, lengths.shape[0] - 1)
-        count = starts[row + 1] - starts[row]
-        positions = lengths[row] - count + index - starts[row]
+        if decode_only:
+            row, positions = jnp.asarray(index), lengths - 1
+        else:
+            rows = jnp.searchsorted(starts, index, side="right").astype(jnp.int32) - 1
+            row = jnp.minimum(rows, lengths.shape[0] - 1)
+            count = starts[row + 1] - starts[row]
+            positions = lengths[row] - count + index - starts[row]
         return cls(
             starts,
             lengths,
             pages,
             rows=jnp.where(real, row, lengths.shape[0]),
             positions=jnp.where(real, positions, 0).astype(jnp.int32),
+            real=starts[-1],
             decode_only=decode_only,
             kernels=kernels,
         )
-
-    @property
-    def real(self) -> Array:
-        """i32[]: how many of the packed tokens are real; they come first."""
-        return self.starts[-1]
 
     @classmethod
     def whole(cls, tokens: int, page_size: int) -> Step:

@@ -180,6 +180,8 @@ class _Run:
                 output_tokens=tuple(choice.output_tokens for choice in choices),
                 cached_tokens=work.cached_tokens,
                 first_token=min(firsts, default=None),
+                queue_seconds=tuple(choice.queue_seconds for choice in choices),
+                prefill_seconds=tuple(choice.prefill_seconds for choice in choices),
                 decode_seconds=tuple(
                     None if c.first_token is None or c.last_token is None else c.last_token - c.first_token
                     for c in choices

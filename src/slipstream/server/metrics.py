@@ -159,12 +159,20 @@ class _Series:
             self._histograms["vllm:request_generation_tokens"].observe(tokens)
             if decode is not None:
                 self._histograms["vllm:request_decode_time_seconds"].observe(decode)
+                self._phases(record.queue_seconds[i], record.prefill_seconds[i], decode)
             if decode is not None and tokens > 1:
                 self._histograms["vllm:request_time_per_output_token_seconds"].observe(decode / (tokens - 1))
         if record.finish_reasons:
             self._histograms["vllm:request_params_n"].observe(record.n)
             if record.max_tokens is not None:
                 self._histograms["vllm:request_params_max_tokens"].observe(record.max_tokens)
+
+    def _phases(self, queue: float | None, prefill: float | None, decode: float) -> None:
+        """Take a sequence's times before its first step, from there to its first token, and from there to its last."""
+        if queue is not None and prefill is not None:
+            self._histograms["vllm:request_queue_time_seconds"].observe(queue)
+            self._histograms["vllm:request_prefill_time_seconds"].observe(prefill)
+            self._histograms["vllm:request_inference_time_seconds"].observe(prefill + decode)
 
 
 def one_two_five(limit: int) -> tuple[int, ...]:
@@ -179,6 +187,9 @@ def _histograms(max_model_len: int) -> Mapping[str, tuple[str, tuple[float, ...]
         "vllm:inter_token_latency_seconds": ("Between a sequence's tokens.", _PER_TOKEN),
         "vllm:request_time_per_output_token_seconds": ("A sequence's mean time per token after the first.", _PER_TOKEN),
         "vllm:e2e_request_latency_seconds": ("From a request's arrival to its end.", _LATENCY),
+        "vllm:request_queue_time_seconds": ("From the engine's taking a sequence to its first step.", _LATENCY),
+        "vllm:request_prefill_time_seconds": ("From a sequence's first step to its first token.", _LATENCY),
+        "vllm:request_inference_time_seconds": ("From a sequence's first step to its last token.", _LATENCY),
         "vllm:request_decode_time_seconds": ("From a sequence's first token to its last.", _LATENCY),
         "vllm:request_prompt_tokens": ("Tokens of a prompt.", lengths),
         "vllm:request_generation_tokens": ("Tokens of a reply.", lengths),

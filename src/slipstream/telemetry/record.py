@@ -12,8 +12,9 @@ class GenerationRecord:
 
     `operation` and the sampling values are named as OpenTelemetry's gen_ai conventions name them. `prompt_tokens` has
     one entry for each prompt. `output_tokens`, `finish_reasons` and `decode_seconds` have one for each choice, the n
-    of the first prompt first; the last is the time from a choice's first token to its last (None: no token). `error`:
-    an error's code, None when all choices finished.
+    of the first prompt first; the last is the time from a choice's first token to its last (None: no token), as
+    `queue_seconds` and `prefill_seconds` are those before its first step and from there to its first token. `error`: an
+    error's code, None when all choices finished.
     """
 
     operation: Literal["chat", "text_completion"]
@@ -31,6 +32,8 @@ class GenerationRecord:
     output_tokens: tuple[int, ...] = ()
     cached_tokens: int = 0
     first_token: float | None = None
+    queue_seconds: tuple[float | None, ...] = ()
+    prefill_seconds: tuple[float | None, ...] = ()
     decode_seconds: tuple[float | None, ...] = ()
     finish_reasons: tuple[str, ...] = ()
     error: str | None = None

@@ -71,6 +71,8 @@ class Choice:
         self.request = request
         self.output_tokens = 0
         self.cached_tokens = 0
+        self.queue_seconds: float | None = None
+        self.prefill_seconds: float | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None
         self.finish_reason: str | None = None
@@ -105,6 +107,7 @@ class Choice:
             )
         if output.cached_tokens is not None:
             self.cached_tokens = output.cached_tokens
+            self.queue_seconds, self.prefill_seconds = output.queue_seconds, output.prefill_seconds
         delta = Delta(prompt_logprobs=output.prompt_logprobs)
         if self._score_only:
             return self._finish(delta, "length", None)

@@ -12,7 +12,7 @@ import pytest
 from tests.kernels.native.products import native, pointer
 
 from slipstream.api.sampling import TokenSampling
-from slipstream.engine.sampler import BANNED, choose, choose_on_cpu
+from slipstream.engine.sampler import BANNED, choose, choose_natively, choose_on_cpu
 from slipstream.engine.slots import Slots, slot_row
 
 ISAS = ["portable", "avx2", "avx512"]
@@ -119,7 +119,7 @@ def rows(wishes: list[TokenSampling]) -> Slots:
 def test_tokens_equal_those_of_the_sampler_in_jax(isa: str) -> None:
     wishes = [
         TokenSampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
-        for seed in range(2)
+        for seed in (0, 2**63 + 12345)
         for temperature in (0.0, 0.5, 1.3)
         for top_k in (0, 20)
         for top_p in (1.0, 0.9, 0.3)
@@ -128,9 +128,10 @@ def test_tokens_equal_those_of_the_sampler_in_jax(isa: str) -> None:
     logits = jnp.asarray(np.random.default_rng(1).normal(0, 3, (len(wishes), 5000)).astype(np.float32))
     positions = jnp.arange(len(wishes), dtype=jnp.int32)
     count = jnp.int32(len(wishes))
-    ours = jax.jit(choose_on_cpu)(logits, rows(wishes), positions, count)
-    theirs = jax.jit(choose)(logits, rows(wishes), positions, count)
-    np.testing.assert_array_equal(ours, theirs)
+    slots, slot = rows(wishes), jnp.flip(positions)
+    theirs = jax.jit(choose)(logits, slots, slot, positions, count)
+    for ours in (choose_on_cpu, choose_natively):
+        np.testing.assert_array_equal(jax.jit(ours)(logits, slots, slot, positions, count), theirs)
 
 
 def test_typical_p_and_padding_rows() -> None:
@@ -138,8 +139,8 @@ def test_typical_p_and_padding_rows() -> None:
     logits = jnp.asarray(np.random.default_rng(2).normal(0, 3, (2, 500)).astype(np.float32))
     positions = jnp.arange(2, dtype=jnp.int32)
     for count in (2, 1):
-        ours = jax.jit(choose_on_cpu)(logits, rows(wishes), positions, jnp.int32(count))
-        theirs = jax.jit(choose)(logits, rows(wishes), positions, jnp.int32(count))
+        ours = jax.jit(choose_on_cpu)(logits, rows(wishes), positions, positions, jnp.int32(count))
+        theirs = jax.jit(choose)(logits, rows(wishes), positions, positions, jnp.int32(count))
         np.testing.assert_array_equal(ours[:count], theirs[:count])
-    alone = jax.jit(choose_on_cpu)(logits[1:], rows(wishes[1:]), positions[1:], jnp.int32(1))
-    assert int(alone[0]) == int(jax.jit(choose)(logits, rows(wishes), positions, jnp.int32(2))[1])
+    alone = jax.jit(choose_on_cpu)(logits[1:], rows(wishes[1:]), positions[:1], positions[1:], jnp.int32(1))
+    assert int(alone[0]) == int(jax.jit(choose)(logits, rows(wishes), positions, positions, jnp.int32(2))[1])

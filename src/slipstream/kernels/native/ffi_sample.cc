@@ -1,5 +1,6 @@
-// XLA's handler of drawing. Operands: logits f32[s, v], count i32[] (rows that are real: the others give 0), temperature, top_p,
-// min_p f32[s], top_k i32[s], key u32[s, 2]. Result: i32[s].
+// XLA's handler of drawing. Operands: logits f32[s, v], count i32[] (rows that are real: the others give 0), slot i32[s] (which of
+// the n wishes is a row's), position i32[s]; the wishes: temperature, top_p, min_p f32[n], top_k i32[n], seed u32[n, 2], high word
+// first. Result: i32[s].
 #include <algorithm>
 #include <new>
 #include <vector>
@@ -14,15 +15,19 @@ namespace {
 
 namespace ffi = xla::ffi;
 using Floats = ffi::BufferR1<ffi::F32>;
+using Numbers = ffi::BufferR1<ffi::S32>;
 
-ffi::Error sampling(ffi::BufferR2<ffi::F32> logits, ffi::BufferR0<ffi::S32> count, Floats temperature, Floats top_p, Floats min_p,
-                    ffi::BufferR1<ffi::S32> top_k, ffi::BufferR2<ffi::U32> key, ffi::Result<ffi::BufferR1<ffi::S32>> tokens) {
+ffi::Error sampling(ffi::BufferR2<ffi::F32> logits, ffi::BufferR0<ffi::S32> count, Numbers slot, Numbers position,
+                    Floats temperature, Floats top_p, Floats min_p, Numbers top_k, ffi::BufferR2<ffi::U32> seed,
+                    ffi::Result<Numbers> tokens) {
   Traced trace;
   const int64_t rows = logits.dimensions()[0], vocab = logits.dimensions()[1];
-  const auto fits = [rows](const auto& buffer) { return buffer.dimensions()[0] == rows; };
-  if (!fits(temperature) || !fits(top_p) || !fits(min_p) || !fits(top_k) || !fits(key) || !fits(*tokens) ||
-      key.dimensions()[1] != 2) {
-    return ffi::Error::InvalidArgument("slipstream sampling: logits [s, v], key [s, 2] and the others [s] must agree");
+  const int64_t slots = temperature.dimensions()[0];
+  const auto fits = [](const auto& buffer, int64_t size) { return buffer.dimensions()[0] == size; };
+  if (!fits(slot, rows) || !fits(position, rows) || !fits(*tokens, rows) || !fits(top_p, slots) || !fits(min_p, slots) ||
+      !fits(top_k, slots) || !fits(seed, slots) || seed.dimensions()[1] != 2) {
+    return ffi::Error::InvalidArgument("slipstream sampling: logits [s, v], slot [s] and position [s], seed [n, 2] and the other "
+                                       "wishes [n] must agree");
   }
   const int64_t real = std::clamp<int64_t>(*count.typed_data(), 0, rows);
   int32_t* to = tokens->typed_data();
@@ -30,9 +35,11 @@ ffi::Error sampling(ffi::BufferR2<ffi::F32> logits, ffi::BufferR0<ffi::S32> coun
   try {
     std::vector<Wish> wishes(real);
     for (int64_t i = 0; i < real; ++i) {
-      const uint32_t* words = key.typed_data() + 2 * i;
-      wishes[i] = {temperature.typed_data()[i], top_p.typed_data()[i], min_p.typed_data()[i], top_k.typed_data()[i],
-                   {words[0], words[1]}};
+      const int64_t at = slot.typed_data()[i];
+      if (at < 0 || at >= slots) return ffi::Error::InvalidArgument("slipstream sampling: a slot that is not there");
+      Wish& wish = wishes[i];
+      wish = {temperature.typed_data()[at], top_p.typed_data()[at], min_p.typed_data()[at], top_k.typed_data()[at], {0, 0}};
+      if (wish.temperature > 0) noise_key(seed.typed_data() + 2 * at, position.typed_data()[i], wish.key);
     }
     sample(logits.typed_data(), real, vocab, wishes.data(), to);
   } catch (const std::bad_alloc&) {
@@ -51,9 +58,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(slipstream_ffi_sample, slipstream::sampling,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::BufferR2<xla::ffi::F32>>()
                                   .Arg<xla::ffi::BufferR0<xla::ffi::S32>>()
+                                  .Arg<slipstream::Numbers>()
+                                  .Arg<slipstream::Numbers>()
                                   .Arg<slipstream::Floats>()
                                   .Arg<slipstream::Floats>()
                                   .Arg<slipstream::Floats>()
-                                  .Arg<xla::ffi::BufferR1<xla::ffi::S32>>()
+                                  .Arg<slipstream::Numbers>()
                                   .Arg<xla::ffi::BufferR2<xla::ffi::U32>>()
-                                  .Ret<xla::ffi::BufferR1<xla::ffi::S32>>());
+                                  .Ret<slipstream::Numbers>());

@@ -27,6 +27,7 @@ TARGETS = (
     "slipstream_ffi_mlp",
     "slipstream_ffi_rows",
     "slipstream_ffi_sample",
+    "slipstream_ffi_split",
     "slipstream_ffi_zeros",
 )
 """The handlers, registered with XLA under their own names."""
@@ -54,15 +55,19 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
-def use_threads(count: int | None) -> None:
+def use_threads(count: int | None, *, native: bool = True) -> None:
     """Compute on `count` threads of this process: the native kernels from now on, XLA's own code if it has not run yet.
 
-    None: as many as the process may use, by its mask of processors and its control groups' limits.
+    None: as many as the process may use, by its mask of processors and its control groups' limits. `native`: whether
+    the native kernels do the work, where they are there. XLA's own code then gets one thread: little is left for it,
+    and of several one would run each step, which another has to wake first.
     """
     found = library()
     if found is not None:
         found.slipstream_set_threads(count or 0)
-    if count is not None:
+    if found is not None and native:
+        os.environ.setdefault(XLA_THREADS_VARIABLE, "1")
+    elif count is not None:
         os.environ[XLA_THREADS_VARIABLE] = str(count)
     elif found is not None:  # XLA knows the mask, but not the control groups
         os.environ.setdefault(XLA_THREADS_VARIABLE, str(found.slipstream_available_processors()))

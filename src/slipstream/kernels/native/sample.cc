@@ -33,6 +33,21 @@ float* scratch_of(int64_t floats) {
 
 }  // namespace
 
+void noise_key(const uint32_t seed[2], int32_t position, uint32_t key[2]) {
+  constexpr int kRotations[2][4] = {{13, 15, 26, 6}, {17, 29, 16, 24}};
+  const uint32_t parts[3] = {seed[0], seed[1], seed[0] ^ seed[1] ^ 0x1BD11BDAu};
+  uint32_t a = parts[0], b = static_cast<uint32_t>(position) + parts[1];
+  for (uint32_t group = 0; group < 5; ++group) {
+    for (const int by : kRotations[group % 2]) {
+      a += b;
+      b = (b << by | b >> (32 - by)) ^ a;
+    }
+    a += parts[(group + 1) % 3];
+    b += parts[(group + 2) % 3] + group + 1;
+  }
+  key[0] = a, key[1] = b;
+}
+
 void sample(const float* logits, int64_t count, int64_t vocab, const Wish* wishes, int32_t* tokens) {
   std::atomic<bool> exhausted{false};  // chunks must not throw
   parallel(count, [&](int64_t row) {

@@ -14,6 +14,10 @@ struct Wish {
   uint32_t key[2];
 };
 
+// The key of a seed, high word first, at a position: Threefry-2x32 with 20 rounds (Salmon et al. 2011) of (0, position), which is
+// jax.random.fold_in.
+void noise_key(const uint32_t seed[2], int32_t position, uint32_t key[2]);
+
 // The token of one row of `vocab` logits; `scratch` has room for as many floats, twice. Ties go to the lowest id. A row without
 // any number gives 0.
 using Draw = int32_t (*)(const float* logits, int64_t vocab, const Wish& wish, float* scratch);

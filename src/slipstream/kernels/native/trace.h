@@ -9,11 +9,12 @@ namespace slipstream {
 enum class Part : int32_t { products, feed_forward, rows, attention, sampling };
 
 // One call. Of products and feed-forwards: `weights` read, of `in` inputs and `out` outputs together; of attention: the heads,
-// and the head's size. `rows` are real ones. `bytes` are of packed weights, or of keys and values, read once.
+// and the head's size. `rows` are real ones. `bytes` are of packed weights, or of keys and values, read once. `begin`: the
+// monotonic clock's nanoseconds.
 struct Call {
   Part part;
   int32_t weights;
-  int64_t in, out, rows, bytes, operations, nanoseconds;
+  int64_t in, out, rows, bytes, operations, begin, nanoseconds;
 };
 
 bool tracing();
@@ -28,7 +29,8 @@ class Traced {
   }
   ~Traced() {
     if (!on_) return;
-    call.nanoseconds = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - begin_).count();
+    call.nanoseconds = nanoseconds(Clock::now() - begin_);
+    call.begin = nanoseconds(begin_.time_since_epoch());
     write_down(call);
   }
   Traced(const Traced&) = delete;
@@ -37,6 +39,10 @@ class Traced {
   Call call{};
 
  private:
+  static int64_t nanoseconds(Clock::duration time) {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
+  }
+
   const bool on_;
   Clock::time_point begin_{};
 };

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -37,17 +37,26 @@ class Growth:
 
 
 @dataclass(frozen=True)
+class Short:
+    """LongRoPE's other frequencies: those of an engine where no context is longer than `limit` tokens."""
+
+    frequencies: tuple[float, ...]
+    limit: int
+
+
+@dataclass(frozen=True)
 class Rope:
     """One rotary table.
 
     `frequencies`: radians a position for each of the r/2 pairs. The first r elements of a head are turned, element i
     with element i + r/2; in most models that is the whole head.
-    `magnitude`: factor on sine and cosine (yarn, longrope). `growth`: dynamic NTK, else None.
+    `magnitude`: factor on sine and cosine (yarn, longrope). `growth`: dynamic NTK, else None. `short`: of longrope.
     """
 
     frequencies: tuple[float, ...]
     magnitude: float = 1.0
     growth: Growth | None = None
+    short: Short | None = None
 
     def angles(self, positions: Array) -> tuple[Array, Array]:
         """Cosine and sine, each float32 [t, r/2], at `positions` i32[t]."""
@@ -65,6 +74,12 @@ class Rope:
     def longest(self, max_position: int) -> int:
         """The longest context of a model whose config.json states this max_position_embeddings."""
         return max_position if self.growth is None else int(max_position * self.growth.factor)
+
+    def within(self, longest: int) -> Rope:
+        """The table of an engine whose contexts have at most `longest` tokens."""
+        if self.short is None or longest > self.short.limit:
+            return self
+        return replace(self, frequencies=self.short.frequencies, short=None)
 
 
 @dataclass(frozen=True)
@@ -153,8 +168,8 @@ def _longrope(keys: Keys, given: _Given) -> Rope:
     """LongRoPE (Ding et al., 2024): a searched factor a pair, one set for short contexts and one for long ones.
 
     transformers takes the set by the length of each call. Keys of one context must be rotated by one set, and a shared
-    page has no request of its own, so an engine has one set: the long one where its longest context
-    (`Config.max_position`) is over the pretraining length, else the short one.
+    page has no request of its own, so an engine has one set: the long one where its longest context (--max-model-len,
+    or all that the model can) is over the pretraining length, else the short one. See `Rope.within`.
     """
     original = given.pretrained(keys)
     factor = keys.optional("factor", float)
@@ -163,9 +178,11 @@ def _longrope(keys: Keys, given: _Given) -> Rope:
     magnitude = keys.optional("attention_factor", float)
     if magnitude is None:
         magnitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    sets = {name: keys.numbers(name) for name in ("short_factor", "long_factor")}
-    chosen = "long_factor" if given.max_position > original else "short_factor"
-    return _rope(given.plain / _each(sets[chosen], given, chosen), magnitude)
+    short, long = (
+        _rope(given.plain / _each(keys.numbers(name), given, name), magnitude)
+        for name in ("short_factor", "long_factor")
+    )
+    return replace(long, short=Short(short.frequencies, original)).within(given.max_position)
 
 
 def _factors(keys: Keys, given: _Given) -> Rope:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from slipstream.kernels.ragged import KVCache, Step
 from slipstream.models.llm.rope import Rope
 
 Weights = TypeVar("Weights")
+Config = TypeVar("Config", bound=Any)
+Carry = tuple[Array, KVCache]
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,19 @@ class Kind:
 
     rope: Rope
     window: int | None = None
+
+
+def within(config: Config, longest: int) -> Config:
+    """A family's config for an engine whose contexts have at most `longest` tokens: see `Rope.within`."""
+
+    def fitted(value: Any) -> Any:
+        if isinstance(value, Rope):
+            return value.within(longest)
+        if isinstance(value, Kind):
+            return replace(value, rope=value.rope.within(longest))
+        return tuple(map(fitted, value)) if isinstance(value, tuple) else value
+
+    return replace(config, **{field.name: fitted(getattr(config, field.name)) for field in fields(config)})
 
 
 def period(kinds: Sequence[Kind]) -> int:
@@ -48,29 +63,38 @@ def stack(
     The cache rides in the carry, never as xs and ys: those would copy it.
     """
     size = period(kinds)
-    Carry = tuple[Array, KVCache]
 
     def run(carry: Carry, first: Array | int, kinds: Sequence[Kind]) -> Carry:
         for kind, same in groupby(kinds):
             count = len(list(same))
 
-            def one(carry: Carry, layer: Array | int, kind: Kind = kind) -> tuple[Carry, None]:
+            def one(layer: Array | int, carry: Carry, kind: Kind = kind) -> Carry:
                 w = jax.tree.map(partial(layer_of, index=layer), weights, is_leaf=is_leaf)
-                return block(w, carry[0], step, carry[1], jnp.asarray(layer, jnp.int32), kind), None
+                return block(w, carry[0], step, carry[1], jnp.asarray(layer, jnp.int32), kind)
 
-            if count == 1:
-                carry, _ = one(carry, first)
-            else:
-                carry, _ = jax.lax.scan(one, carry, first + jnp.arange(count, dtype=jnp.int32))
-            first = first + count
+            last = first + count
+            carry = one(first, carry) if count == 1 else _loop(first, last, 1, one, carry)
+            first = last
         return carry
 
     whole = len(kinds) // size
     if whole > 1:
-        carry, _ = jax.lax.scan(
-            lambda carry, first: (run(carry, first, kinds[:size]), None),
-            (x, cache),
-            jnp.arange(0, whole * size, size, dtype=jnp.int32),
-        )
-        return run(carry, whole * size, kinds[whole * size :])
+        last = whole * size
+        carry = _loop(0, last, size, lambda first, carry: run(carry, first, kinds[:size]), (x, cache))
+        return run(carry, last, kinds[last:])
     return run((x, cache), 0, kinds)
+
+
+def _loop(
+    first: Array | int, last: Array | int, step: int, body: Callable[[Array, Carry], Carry], carry: Carry
+) -> Carry:
+    """`body(layer, carry)` for every `step`th layer from `first` to before `last`.
+
+    The loop's counter itself names the layer: a scan would read it from an array, which is one more operation in each.
+    """
+    _, carry = jax.lax.while_loop(
+        lambda state: state[0] < last,
+        lambda state: (state[0] + step, body(*state)),
+        (jnp.asarray(first, jnp.int32), carry),
+    )
+    return carry
