@@ -89,7 +89,7 @@ def test_the_command_writes_and_compares(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_said_before_anything_is_written(tmp_path: Path) -> None:
     config = {**SMALL, "intermediate_size": 192}
     source, out = original(tmp_path, config), tmp_path / "out"
-    with pytest.raises(ConfigError, match=r"down_proj\.weight has 192 inputs.*--scheme int4-g64"):
+    with pytest.raises(ConfigError, match=r"down_proj\.weight has 192 inputs.*use int4-g64"):
         write_quantized(source, plan_of(config), SCHEMES["int4-g128"], False, out)
     with pytest.raises(ConfigError, match="dtype 'float64'"):
         wide = replace(source, config={**config, "torch_dtype": "float64"})

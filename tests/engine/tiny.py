@@ -46,8 +46,14 @@ def model() -> tuple[Family, Any]:
 
 def checkpoint() -> Checkpoint:
     """A checkpoint of random weights, the same each time."""
-    row, c = model()
-    return Checkpoint(Path("tiny"), CONFIG, RandomSource(row.plan(c), seed=4), None, GenerationDefaults())
+    return checkpoint_of(CONFIG)
+
+
+def checkpoint_of(config: dict[str, Any]) -> Checkpoint:
+    """One of another config."""
+    row = family(config)
+    source = RandomSource(row.plan(row.from_hf(config)), seed=4)
+    return Checkpoint(Path("tiny"), config, source, None, GenerationDefaults())
 
 
 def engine(source: Checkpoint | None = None, **settings: Any) -> Engine:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from slipstream.api.engine import EngineInfo
 from slipstream.checkpoint.fingerprint import fingerprint
 from slipstream.checkpoint.loading import check, load
 from slipstream.checkpoint.progress import Progress, silent
+from slipstream.checkpoint.quantized.rounded import RoundedSource
 from slipstream.engine.compiles import CompileCounter, store_of
 from slipstream.engine.config import EngineConfig
 from slipstream.engine.loop import Engine
@@ -34,6 +36,7 @@ from slipstream.kernels.native import library
 from slipstream.kernels.packed import any_packed
 from slipstream.models.llm.stack import within
 from slipstream.models.registry import Family, ModelConfig, family
+from slipstream.quant.rounding import SCHEMES
 from slipstream.spec.source import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,9 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
 
     placement = Placement(device, dtype, _native(config, device), config.cpu_precision)
     plan = members.plan(model)
+    if config.quantization is not None:
+        rounded = RoundedSource(checkpoint.source, plan, SCHEMES[config.quantization])
+        checkpoint = replace(checkpoint, source=rounded)
     check(plan, checkpoint.source, allowed_unused=members.unread)
     report = _one_at_a_time(progress)
     abstract = placement.abstract(plan, checkpoint.source)

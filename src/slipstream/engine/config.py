@@ -9,6 +9,7 @@ from slipstream.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 KVDType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+Quantization = Literal["int8", "int4-g128", "int4-g64", "int4-g32", "fp8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,9 @@ class EngineConfig:
     ----------
     dtype
         Type of weights and activations. auto: float32 on a CPU, bfloat16 on an accelerator.
+    quantization
+        Round the matrices of layers to fewer bits when they are loaded, of a checkpoint that is not quantized. int8
+        and fp8 have a scale for each output, int4-g128 one for each 128 inputs. None: as the checkpoint stores them.
     kv_dtype
         Type of the KV cache. auto: float16 on a CPU (half of float32, and as accurate), on an accelerator the same as
         dtype. int8: half of that again, with a scale for each token and head; `slipstream bench accuracy` measures it.
@@ -54,6 +58,7 @@ class EngineConfig:
     """
 
     dtype: DType = "auto"
+    quantization: Quantization | None = None
     kv_dtype: KVDType = "auto"
     max_seqs: int = 32
     max_model_len: int | None = None

@@ -14,12 +14,12 @@ import ml_dtypes
 import numpy as np
 
 from slipstream.checkpoint.progress import Progress, silent
+from slipstream.checkpoint.quantized.rounded import chosen_matrices, rounded
 from slipstream.checkpoint.stream import Described, Piece, write_pieces
-from slipstream.errors import CheckpointError, ConfigError
-from slipstream.quant.rounding import Scheme, quantize
+from slipstream.errors import ConfigError
+from slipstream.quant.rounding import Scheme
 from slipstream.quant.scaled import NUMBERS
 from slipstream.quant.words import pack
-from slipstream.spec.param import Param, params
 from slipstream.spec.source import Checkpoint, Source
 
 WIDTHS: Mapping[str, np.dtype] = {
@@ -34,9 +34,6 @@ BESIDE = (
     "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
 )  # fmt: skip
 """Files of a model's folder that are copied as they are."""
-
-NOT_QUANTIZED = frozenset({"vocab", "choices"})
-"""Roles of axes whose weights stay as they are: of logits and embeddings; of a router, which chooses experts."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,7 @@ def write_quantized(
     stated = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
     if stated not in WIDTHS:
         raise ConfigError(f"config.json has dtype {stated!r}; weights are written as {', '.join(WIDTHS)}")
-    chosen = _chosen(plan, source)
-    _check_groups(chosen, source, scheme)
+    chosen = chosen_matrices(source, plan, scheme)
     pieces = list(_pieces(source, chosen, scheme, rounding, WIDTHS[stated]))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not empty: choose another place for the quantized model")
@@ -114,28 +110,6 @@ def quantization_config(scheme: Scheme, rounding: bool, ignored: Sequence[str]) 
     }
 
 
-def _chosen(plan: Any, source: Source) -> frozenset[str]:
-    """Names of the matrices that are quantized: those of products in layers."""
-    present = set(source.names())
-    return frozenset(name for _, param in params(plan) if _is_layer(param) for name in param.names if name in present)
-
-
-def _is_layer(param: Param) -> bool:
-    roles = {axis.role for axis in param.axes}
-    return bool(param.contract) and len(param.stored_shape) == 2 and not param.wide and not roles & NOT_QUANTIZED
-
-
-def _check_groups(chosen: frozenset[str], source: Source, scheme: Scheme) -> None:
-    for name in sorted(chosen):
-        inputs = source.shape(name)[1]
-        if scheme.group and inputs % scheme.group:
-            fits = [group for group in (64, 32) if inputs % group == 0 and group < scheme.group]
-            advice = f"use --scheme int4-g{fits[0]}" if fits else "use --scheme int8"
-            raise ConfigError(f"{name} has {inputs} inputs, which are no whole groups of {scheme.group}: {advice}")
-    if not chosen:
-        raise ConfigError("this model has no matrices of layers that are tensors of their own: nothing to quantize")
-
-
 def _modules_left(source: Source, chosen: frozenset[str]) -> Iterator[str]:
     """Modules whose matrix stays as it is."""
     for name in source.names():
@@ -166,10 +140,7 @@ def _plain(source: Source, name: str, dtype: np.dtype) -> list[np.ndarray]:
 
 
 def _numbers(source: Source, name: str, scheme: Scheme, dtype: np.dtype) -> list[np.ndarray]:
-    try:
-        data = quantize(source.read(name), scheme, dtype)
-    except ValueError as error:
-        raise CheckpointError(f"{name}: {error}") from error
+    data = rounded(source, name, scheme, dtype)
     return [data.numbers, data.scales]
 
 
