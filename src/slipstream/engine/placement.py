@@ -70,4 +70,6 @@ class Placement:
         return None if floats and self.dtype != np.float32 else packing_of(param, blocks)
 
     def _form(self, param: Param, stored: Sequence[Stored | None]) -> Form | None:
-        return form_of(param, stored, self.dtype)
+        # jax 0.10.2 on a CPU refuses committed arrays of 4-bit numbers as arguments of a function that was compiled
+        # ahead of time: it takes their layout for another than the function's.
+        return form_of(param, stored, self.dtype, narrow=self.device.platform != "cpu")

@@ -16,7 +16,7 @@ import numpy as np
 from einops import rearrange
 from jax import Array
 
-from slipstream.quant.scaled import NUMBERS, regrouped, split_block
+from slipstream.quant.scaled import IN_BYTES, NUMBERS, regrouped, split_block
 from slipstream.spec.param import Param
 from slipstream.spec.source import Number, Rounding, Scaled, Stored
 
@@ -56,7 +56,10 @@ def spread(scales: Array, shape: Sequence[int]) -> Array:
 
 @dataclass(frozen=True)
 class Form:
-    """The leaf that a parameter's stored tensors make, known before any data is read."""
+    """The leaf that a parameter's stored tensors make, known before any data is read.
+
+    `narrow`: numbers of 4 bits take 4 bits on the device, else a byte.
+    """
 
     param: Param
     number: Number
@@ -65,17 +68,23 @@ class Form:
     has_zeros: bool
     rounding: Rounding | None
     dtype: np.dtype
+    narrow: bool
+
+    @property
+    def number_type(self) -> np.dtype:
+        """The values' dtype."""
+        return (NUMBERS if self.narrow else IN_BYTES)[self.number]
 
     def abstract(self) -> Quantized:
         """The leaf's shapes."""
         scales = jax.ShapeDtypeStruct(self.scale_shape, self.scale_type)
         zeros = jax.ShapeDtypeStruct(self.scale_shape, np.int8) if self.has_zeros else None
-        values = jax.ShapeDtypeStruct(self.param.shape, NUMBERS[self.number])
+        values = jax.ShapeDtypeStruct(self.param.shape, self.number_type)
         return self._leaf(values, scales, zeros)
 
     def read(self, stored: Sequence[Scaled], device: Any) -> Quantized:
         """The leaf on a device (or in a sharding). The host holds one copy of it meanwhile."""
-        target = NUMBERS[self.number]
+        target = self.number_type
         values = np.empty(self.param.shape, target)
         scales = np.empty(self.scale_shape, self.scale_type)
         zeros = np.empty(self.scale_shape, np.int8) if self.has_zeros else None
@@ -92,7 +101,7 @@ class Form:
         return Quantized(values, scales, zeros, self.rounding, self.dtype)
 
 
-def form_of(param: Param, stored: Sequence[Stored | None], dtype: np.dtype) -> Form | None:
+def form_of(param: Param, stored: Sequence[Stored | None], dtype: np.dtype, *, narrow: bool = True) -> Form | None:
     """The leaf for a parameter whose tensors are stored as `stored`; None where it must be a plain array.
 
     It must be the weight of a product, and all of its layers and members must be stored in the same way.
@@ -106,7 +115,7 @@ def form_of(param: Param, stored: Sequence[Stored | None], dtype: np.dtype) -> F
         return None
     counts = _counts(param, first)
     shape = param.stack + tuple(counts[axis.letter] for axis in param.dims.axes)
-    return Form(param, first.number, shape, first.scale_type, first.has_zeros, first.rounding, dtype)
+    return Form(param, first.number, shape, first.scale_type, first.has_zeros, first.rounding, dtype, narrow)
 
 
 def _counts(param: Param, stored: Scaled) -> dict[str, int]:

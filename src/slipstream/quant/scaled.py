@@ -18,6 +18,13 @@ NUMBERS: dict[Number, np.dtype] = {
 }
 """The dtype of each kind of number on a device."""
 
+IN_BYTES: dict[Number, np.dtype] = {
+    **NUMBERS,
+    "int4": np.dtype(np.int8),
+    "fp4_e2m1": np.dtype(ml_dtypes.float8_e4m3fn),
+}
+"""Dtypes of a byte or more that hold the same numbers: for devices to which JAX cannot hand numbers of 4 bits."""
+
 LARGEST: dict[Number, float] = {"int4": 7.0, "int8": 127.0, "fp8_e4m3": 448.0, "fp4_e2m1": 6.0}
 """The largest number whose negative exists too."""
 
