@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from slipstream.engine.config import EngineConfig
@@ -40,6 +41,28 @@ def test_the_pool_that_computes_has_as_many_threads_as_asked_for(kernels: str) -
     native, xla = done.stdout.split()
     assert native == ("none" if library.reason() else "3")
     assert int(xla) == (1 if kernels == "auto" and not library.reason() else 3)
+
+
+def test_xla_keeps_its_threads_where_it_may_compile_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They compile in parallel: one thread would make a start of minutes of it."""
+
+    own = library.library()
+    cpus = None if own is None else str(own.slipstream_available_processors())
+    platforms = jax.config.values["jax_platforms"]
+    try:
+        for said, files, threads in (
+            ("cpu", ("null",), own and "1"),
+            ("cuda,cpu", (), cpus),
+            ("", ("null",), cpus),
+            ("", ("none",), own and "1"),
+        ):
+            jax.config.update("jax_platforms", said)
+            monkeypatch.setattr(library, "ACCELERATOR_FILES", files)
+            monkeypatch.delenv(library.XLA_THREADS_VARIABLE, raising=False)
+            library.use_threads(None)
+            assert os.environ.get(library.XLA_THREADS_VARIABLE) == threads, (said, files)
+    finally:
+        jax.config.update("jax_platforms", platforms)
 
 
 def test_none_at_all_is_refused() -> None:

@@ -21,6 +21,9 @@ LIBRARY_VARIABLE = "SLIPSTREAM_LIBRARY"
 XLA_THREADS_VARIABLE = "NPROC"
 """Environment variable from which XLA takes the size of its thread pool on a CPU, when it starts."""
 
+ACCELERATOR_FILES = ("nvidia[0-9]*", "kfd", "dxg", "accel*", "vfio/[0-9]*")
+"""Files under /dev that drivers of GPUs (NVIDIA, AMD, those of WSL) and of TPUs make."""
+
 TARGETS = (
     "slipstream_ffi_attend",
     "slipstream_ffi_gemm",
@@ -65,12 +68,22 @@ def use_threads(count: int | None, *, native: bool = True) -> None:
     found = library()
     if found is not None:
         found.slipstream_set_threads(count or 0)
-    if found is not None and native:
+    if found is not None and native and not _accelerator_possible():
         os.environ.setdefault(XLA_THREADS_VARIABLE, "1")
     elif count is not None:
         os.environ[XLA_THREADS_VARIABLE] = str(count)
     elif found is not None:  # XLA knows the mask, but not the control groups
         os.environ.setdefault(XLA_THREADS_VARIABLE, str(found.slipstream_available_processors()))
+
+
+def _accelerator_possible() -> bool:
+    """Whether JAX may choose another device than the CPU, as far as can be told before it looks.
+
+    Then XLA needs its threads: it compiles for a GPU or a TPU on all of them, and the native kernels have no work.
+    """
+    if platforms := jax.config.values["jax_platforms"]:
+        return bool(platforms != "cpu")
+    return any(any(Path("/dev").glob(pattern)) for pattern in ACCELERATOR_FILES)
 
 
 def reason() -> str | None:
