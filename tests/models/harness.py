@@ -97,7 +97,8 @@ class Session:
         self.filled = np.zeros(len(lengths), np.int32)
         c = model.config
         kv = KVShape(c.layers, c.kv_heads, c.head_dim, page, np.dtype(np.float32))
-        self.cache = kv.cache(count, model.kernels)
+        # Where the weights are: a step's result is, and a cache that is not would have the step compiled twice.
+        self.cache = jax.device_put(kv.cache(count, model.kernels), jax.local_devices()[0])
 
     def step(self, *chunks: Sequence[int]) -> list[np.ndarray]:
         """Compute the next tokens of every row in one step; logits [tokens, v] of each."""
