@@ -7,38 +7,34 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypedDict, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 import msgspec
+import numpy as np
 from tqdm import tqdm
 
-from slipstream.api.engine import EngineRequest, TokenLogprobs, TokenOutput
-from slipstream.api.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
+from slipstream.api.engine import POOLED, EngineRequest, PoolingInfo, TokenLogprobs, TokenOutput
+from slipstream.api.outputs import (
+    CompletionOutput,
+    EmbeddingOutput,
+    FinishReason,
+    Logprob,
+    PoolingRequestOutput,
+    RequestOutput,
+    ScoringOutput,
+)
 from slipstream.api.sampling import SamplingParams, draw_seed
 from slipstream.checkpoint import Progress, open_checkpoint, resolve
 from slipstream.checkpoint.progress import silent
-from slipstream.engine.build import build
 from slipstream.engine.config import EngineConfig
+from slipstream.engine.start import start
 from slipstream.errors import ConfigError, NoTokenizer, RequestError, RequestFailed
 from slipstream.text import Tokenizer, load_tokenizer
 from slipstream.text.choice import Choice
+from slipstream.text.pooling import Pooled, check_dimensions, check_length, finished, limit_of, pairs, scoring
+from slipstream.text.prompts import Prompt, TokensPrompt, prompts_of, text_or_ids
 
-
-class TextPrompt(TypedDict):
-    """A prompt as text."""
-
-    prompt: str
-
-
-class TokensPrompt(TypedDict):
-    """A prompt as token ids."""
-
-    prompt_token_ids: list[int]
-
-
-Prompt: TypeAlias = str | Sequence[int] | TextPrompt | TokensPrompt
 Message: TypeAlias = Mapping[str, Any]
 
 
@@ -62,7 +58,7 @@ class LLM:
         self.tokenizer: Tokenizer | None = (
             None if self.checkpoint.tokenizer is None else load_tokenizer(self.checkpoint.tokenizer)
         )
-        self.engine = build(self.checkpoint, config, progress)
+        self.engine = start(self.checkpoint, config, progress)
         self._ids = itertools.count()
 
     def default_sampling_params(self) -> SamplingParams:
@@ -83,7 +79,7 @@ class LLM:
         or None for the checkpoint's own. Raises RequestError for a prompt or parameter that cannot be served, before
         anything runs.
         """
-        each = _prompts(prompts)
+        each = prompts_of(prompts)
         runs = [self._run(prompt, p) for prompt, p in zip(each, self._params(params, len(each)), strict=True)]
         with self._submitted(runs), tqdm(total=len(runs), desc="prompts", disable=not use_tqdm) as bar:
             tokens = 0
@@ -93,6 +89,58 @@ class LLM:
                     bar.update()
                     bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.1f} tok/s")
         return [run.output for run in runs]
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput[EmbeddingOutput]]:
+        """A vector of each prompt, in the prompts' order, from an embedding model or with `runner="pooling"`.
+
+        `dimensions`, `normalize`, `truncate_prompt_tokens`: as in the API's /v1/embeddings.
+        """
+        info = self._pools("embed")
+        check_dimensions(dimensions, info)
+        longest = self.engine.info.max_model_len
+        most = limit_of(truncate_prompt_tokens, longest)
+        texts = []
+        for prompt in prompts_of(prompts):
+            given = text_or_ids(prompt)
+            ids = self._tokenizer("text").encode_cut(given, most=most) if isinstance(given, str) else given[:most]
+            check_length(len(ids), longest, "the prompt")
+            texts.append(Pooled(ids))
+        unit = info.normalize if normalize is None else normalize
+        made = [finished(one, dimensions=dimensions, normalize=unit).tolist() for one in self._vectors(texts, use_tqdm)]
+        return [
+            PoolingRequestOutput(str(next(self._ids)), EmbeddingOutput(vector), text.token_ids)
+            for vector, text in zip(made, texts, strict=True)
+        ]
+
+    def score(
+        self,
+        text_1: str | Sequence[str],
+        text_2: str | Sequence[str],
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput[ScoringOutput]]:
+        """How well texts go together: one with each of the others, or two lists side by side.
+
+        A reranker reads both texts of a pair at once; of an embedding model it is the cosine of their vectors.
+        """
+        info, longest, given = self._pools("embed", "score"), self.engine.info.max_model_len, pairs(text_1, text_2)
+        most = limit_of(truncate_prompt_tokens, longest)
+        made = scoring(self._tokenizer("text"), info, longest, given, most=most)
+        scores = made.scores(self._vectors(made.inputs, use_tqdm))
+        ids = [one.token_ids for one in made.inputs] if info.task == "score" else [[]] * len(scores)
+        return [
+            PoolingRequestOutput(str(next(self._ids)), ScoringOutput(score), tokens)
+            for score, tokens in zip(scores, ids, strict=True)
+        ]
 
     def chat(
         self,
@@ -158,11 +206,47 @@ class LLM:
             )
         return list(params)
 
+    def _pools(self, *tasks: str) -> PoolingInfo:
+        """What the engine makes of texts. Raises RequestError where it is none of `tasks`."""
+        info = self.engine.info.pooling
+        if info is None or info.task not in tasks:
+            what = "generates text" if info is None else f"makes vectors to {info.task} texts"
+            hint = '; LLM(..., runner="pooling") makes vectors with it' if info is None else ""
+            raise RequestError(f"this model {what}{hint}", code="wrong_task")
+        return info
+
+    def _vectors(self, texts: Sequence[Pooled], use_tqdm: bool) -> list[np.ndarray]:
+        """The engine's vectors of texts, all run together."""
+        requests = [
+            EngineRequest(
+                id=str(next(self._ids)), prompt_token_ids=text.token_ids, sampling=POOLED, second_from=text.second_from
+            )
+            for text in texts
+        ]
+        found: dict[str, np.ndarray] = {}
+        with tqdm(total=len(texts), desc="texts", disable=not use_tqdm) as bar:
+            try:
+                for request in requests:
+                    self.engine.add(request)
+                while self.engine.has_work:
+                    for output in self.engine.step():
+                        if output.pooled is not None:
+                            found[output.id] = np.frombuffer(output.pooled, "<f4")
+                            bar.update()
+            finally:
+                for request in requests:
+                    self.engine.abort(request.id)
+        if len(found) < len(requests):
+            raise RequestFailed(f"the engine stopped with {len(requests) - len(found)} texts left")
+        return [found[request.id] for request in requests]
+
     def _run(self, prompt: Prompt, params: SamplingParams) -> _Run:
         """Everything about one prompt: its requests to the engine and the output that they fill."""
+        if self.engine.info.pooling is not None:
+            raise RequestError("this model makes vectors and generates nothing: use embed or score", code="wrong_task")
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params must be SamplingParams, got {type(params).__name__}", param="params")
-        given = _text_or_ids(prompt)
+        given = text_or_ids(prompt)
         text = given if isinstance(given, str) else None
         ids = self._tokenizer("text").encode(given) if isinstance(given, str) else given
         vocab_size = self.engine.info.vocab_size
@@ -299,44 +383,3 @@ def _engine_config(settings: Mapping[str, Any]) -> EngineConfig:
         choices = get_args(hints.get(wrong)) if get_origin(hints.get(wrong)) is Literal else ()
         wanted = f"{wrong} must be one of {', '.join(choices)}, got {settings[wrong]!r}" if choices else str(error)
         raise ConfigError(f"LLM: {wanted}") from error
-
-
-def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or several, as several."""
-    if isinstance(prompts, (str, Mapping)):
-        return [cast(Prompt, prompts)]
-    try:
-        several = list(cast(Sequence[Prompt], prompts))
-    except TypeError:
-        raise _no_prompt(prompts) from None
-    return [cast(Prompt, several)] if several and isinstance(several[0], Integral) else several
-
-
-def _text_or_ids(prompt: Prompt) -> str | list[int]:
-    """What a prompt is made of. Raises RequestError for what is no prompt. Numpy's integers count as ids."""
-    given: Any = prompt
-    if isinstance(prompt, Mapping):
-        if tuple(prompt) not in (("prompt",), ("prompt_token_ids",)):
-            raise _no_prompt(prompt)
-        [(key, given)] = prompt.items()
-        if isinstance(given, str) is not (key == "prompt"):
-            raise _no_prompt(prompt)
-    if isinstance(given, str):
-        return given
-    try:
-        ids = list(given)
-    except TypeError:
-        raise _no_prompt(prompt) from None
-    if not all(isinstance(token, Integral) and not isinstance(token, bool) for token in ids):
-        raise _no_prompt(prompt)
-    return [int(token) for token in ids]
-
-
-def _no_prompt(value: object) -> RequestError:
-    """Names the type only: a prompt is nothing to print."""
-    keys = f" with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, Mapping) else ""
-    return RequestError(
-        "a prompt is text, a list of token ids, or a dict with either `prompt` or `prompt_token_ids`, "
-        f"got {type(value).__name__}{keys}",
-        param="prompt",
-    )

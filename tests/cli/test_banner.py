@@ -6,9 +6,11 @@ import json
 import shlex
 
 import pytest
+from msgspec.structs import replace
 
-from slipstream.api.engine import EngineInfo
+from slipstream.api.engine import EngineInfo, PoolingInfo
 from slipstream.cli.banner import Banner, Prompting
+from slipstream.cli.serve import prompting
 
 INFO = EngineInfo(
     model="m", vocab_size=100, max_model_len=2048, max_seqs=32, max_batched_tokens=512, page_size=16, num_pages=1000,
@@ -27,6 +29,8 @@ def banner(prompting: Prompting = Prompting.CHAT, needs_key: bool = False) -> Ba
         (Prompting.CHAT, "/v1/chat/completions"),
         (Prompting.TEXT, "/v1/completions"),
         (Prompting.TOKENS, "/v1/completions"),
+        (Prompting.EMBED, "/v1/embeddings"),
+        (Prompting.SCORE, "/v1/rerank"),
     ],
 )
 def test_the_curl_line_is_one_shell_command(prompting: Prompting, path: str) -> None:
@@ -41,7 +45,7 @@ def test_the_curl_line_is_one_shell_command(prompting: Prompting, path: str) -> 
 def test_the_program_compiles_and_names_the_model(prompting: Prompting, needs_key: bool) -> None:
     program = banner(prompting, needs_key).snippet()
     compile(program, "snippet", "exec")
-    assert 'model="smollm2-135m"' in program
+    assert 'model="smollm2-135m"' in program or '"model": "smollm2-135m"' in program
     # A model without a tokenizer answers with ids; its text is always empty.
     assert ("token_ids" in program) == (prompting is Prompting.TOKENS)
     assert ("SLIPSTREAM_API_KEY" in program) == needs_key
@@ -55,3 +59,10 @@ def test_a_pipe_gets_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ready after 6.2 s" in shown
     assert "\n" + banner().curl() + "\n" in shown
     assert "\x1b" not in shown
+
+
+def test_a_model_without_a_cache() -> None:
+    info = replace(INFO, kv_bytes=0, pooling=PoolingInfo(task="embed", size=384))
+    facts = Banner("0.1.0", "minilm", "http://127.0.0.1:8000", info, Prompting.EMBED, False, 1.0).facts()
+    assert facts[1] == "no KV cache: texts of at most 2,048 tokens, 512 tokens a step"
+    assert prompting(None, info) is Prompting.EMBED

@@ -19,6 +19,7 @@ from slipstream.bench.options import AccuracyOptions, PoolOptions
 from slipstream.bench.options import ServeOptions as BenchServeOptions
 from slipstream.bench.quantize import QuantizeOptions
 from slipstream.cli.chat import ChatOptions
+from slipstream.cli.embed import EmbedOptions
 from slipstream.cli.env import EnvOptions
 from slipstream.cli.generate import GenerateOptions
 from slipstream.cli.main import build
@@ -30,6 +31,7 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "serve": (EngineConfig, ServerConfig),
     "chat": (ChatOptions, EngineConfig),
     "generate": (GenerateOptions, EngineConfig),
+    "embed": (EmbedOptions, EngineConfig),
     "env": (EnvOptions,),
     "models": (ModelsOptions,),
     "quantize": (QuantizeOptions,),

@@ -75,7 +75,11 @@ class FakeEngine:
         self.incarnation = incarnation
         self.rows: dict[str, Row] = {}
         self.generated = self.steps = 0
-        plain = {field.name: {str: "fake", int: 1, float: 0.0, bool: True}[field.type] for field in fields(EngineInfo)}
+        plain = {
+            field.name: {str: "fake", int: 1, float: 0.0, bool: True}[field.type]
+            for field in fields(EngineInfo)
+            if field.required
+        }
         self.info = EngineInfo(**{**plain, "vocab_size": VOCAB, "max_model_len": 100_000})
 
     @property

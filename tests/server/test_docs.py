@@ -44,4 +44,5 @@ def test_version_and_models(start: Start) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", live.get("/version").json()["version"])
     [model] = live.openai().models.list().data
     assert (model.id, model.owned_by) == ("toy", "slipstream")
-    assert live.openai().models.retrieve("toy").model_extra == {"root": "toy", "parent": None, "max_model_len": 512}
+    expected = {"root": "toy", "parent": None, "max_model_len": 512, "task": "generate"}
+    assert live.openai().models.retrieve("toy").model_extra == expected

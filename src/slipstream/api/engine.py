@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from slipstream.api.outputs import FinishReason
@@ -13,6 +15,9 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     they count as output for penalties, `min_tokens` and `max_tokens`, and are not sent again.
 
     `priority`: lower is sooner (vLLM's sense). `arrival`: seconds of the front's monotonic clock, for ordering.
+
+    An engine that pools (`EngineInfo.pooling`) makes one vector of the prompt; `sampling` must be POOLED.
+    `second_from`: the first token of the second text, where the prompt is a pair of texts that the model tells apart.
     """
 
     id: str
@@ -21,6 +26,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     output_token_ids: list[int] = []
     priority: int = 0
     arrival: float = 0.0
+    second_from: int | None = None
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -41,6 +47,7 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
     The first output alone has `cached_tokens` (prompt tokens served from the prefix cache) and two times in seconds:
     `queue_seconds`, from the engine's taking the request to its first step, and `prefill_seconds`, from there to this
     output.
+    `pooled`: the prompt's vector, float32 in little-endian order; the only output of a request for one.
     """
 
     id: str
@@ -53,13 +60,32 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     error: str | None = None
+    pooled: bytes | None = None
+
+
+POOLED = TokenSampling(max_tokens=1)
+"""The sampling of a request for a vector: to the scheduler it is a reply of one token."""
+
+
+class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine makes of a text: a vector (embed), or a score of a pair of texts.
+
+    `size`: numbers in a vector. `normalize`: vectors are to have length 1. `dimensions`: the sizes that a vector may be
+    cut to; empty: any; None: its own alone. Both are left to the reader: the engine's vectors are whole.
+    """
+
+    task: Literal["embed", "score"]
+    size: int
+    normalize: bool = True
+    dimensions: tuple[int, ...] | None = None
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a ready engine is: sent once by a worker when it can take requests.
 
     `policy`: the order of waiting requests; a request's priority means something under `priority` only.
-    `memory_fraction`: the share of the device's memory that the engine was given.
+    `memory_fraction`: the share of the device's memory that the engine was given. `pooling`: set where it makes vectors
+    or scores of texts; it generates nothing then.
     """
 
     model: str
@@ -82,6 +108,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "fcfs"
     prefix_caching: bool = True
     memory_fraction: float = 0.9
+    pooling: PoolingInfo | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -45,3 +45,35 @@ class RequestOutput:
     outputs: list[CompletionOutput] = field(default_factory=list)
     finished: bool = False
     num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class EmbeddingOutput:
+    """The vector of a text."""
+
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers in the vector."""
+        return len(self.embedding)
+
+
+@dataclass(frozen=True)
+class ScoringOutput:
+    """The score of a pair of texts."""
+
+    score: float
+
+
+Output = TypeVar("Output", EmbeddingOutput, ScoringOutput)
+
+
+@dataclass(frozen=True)
+class PoolingRequestOutput(Generic[Output]):
+    """What was made of one text, or of one pair."""
+
+    request_id: str
+    outputs: Output
+    prompt_token_ids: list[int]
+    finished: bool = True

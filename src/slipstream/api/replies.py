@@ -160,7 +160,10 @@ class Completion(msgspec.Struct, kw_only=True):
 
 
 class Model(msgspec.Struct, kw_only=True):
-    """A served model. `root` is the name that it was loaded under."""
+    """A served model. `root` is the name that it was loaded under.
+
+    `task`: generate (completions), embed (embeddings, and rerank by their cosine), or score (rerank).
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -169,6 +172,8 @@ class Model(msgspec.Struct, kw_only=True):
     root: str
     parent: None = None
     max_model_len: int
+    task: Literal["generate", "embed", "score"] = "generate"
+    embedding_size: int | UnsetType = UNSET
 
 
 class ModelList(msgspec.Struct, kw_only=True):

@@ -22,7 +22,8 @@ _NAME = re.compile(
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _BESIDE = (".json", ".txt", ".model", ".jinja")
 _INDEX = "model.safetensors.index.json"
-_TEMPLATE = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
+_DEEPER = re.compile(r"additional_chat_templates/[\w.-]+\.jinja|\d+_\w+/config\.json")
+"""Templates, and the modules that sentence-transformers puts behind a model."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def choose(name: HubName, files: Collection[str]) -> tuple[list[str], str | None
     top = sorted(file for file in files if "/" not in file)
     weights = [file for file in top if _WEIGHTS.fullmatch(file)]
     beside = [file for file in top if file.endswith(_BESIDE) and (not file.endswith(".index.json") or file == _INDEX)]
-    beside += sorted(file for file in files if _TEMPLATE.fullmatch(file))
+    beside += sorted(file for file in files if _DEEPER.fullmatch(file))
     if weights and name.pick is None:
         return weights + beside, None
     if gguf:

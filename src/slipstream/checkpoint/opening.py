@@ -8,6 +8,7 @@ from slipstream.checkpoint import folder as hf
 from slipstream.checkpoint import gguf_config, gguf_tokenizer, quantized, safetensors_source
 from slipstream.checkpoint.gguf_file import GgufFile
 from slipstream.checkpoint.gguf_source import GgufSource
+from slipstream.checkpoint.sentence_transformers import pooling_of, tokenizer_for
 from slipstream.errors import CheckpointError
 from slipstream.spec.source import Checkpoint
 
@@ -40,12 +41,14 @@ def why_no_tokenizer(checkpoint: Checkpoint) -> str:
 
 def _open_safetensors(path: Path) -> Checkpoint:
     source, config = quantized.opened(safetensors_source.open_folder(path), hf.config_of(path))
+    pooling = pooling_of(path)
     return Checkpoint(
         path=path,
         config=config,
         source=source,
-        tokenizer=hf.tokenizer_of(path),
+        tokenizer=tokenizer_for(hf.tokenizer_of(path), pooling),
         generation=hf.generation_of(path, config),
+        pooling=pooling,
     )
 
 

@@ -18,6 +18,8 @@ class Prompting(Enum):
     CHAT = "chat"
     TEXT = "text"
     TOKENS = "tokens"
+    EMBED = "embed"
+    SCORE = "score"
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,15 @@ class Banner:
         """What the engine is, a line each."""
         info = self.info
         tokens = info.num_pages * info.page_size
+        held = (
+            f"no KV cache: texts of at most {info.max_model_len:,} tokens, {info.max_batched_tokens:,} tokens a step"
+            if not info.kv_bytes
+            else f"KV cache {format_bytes(info.kv_bytes)} ({info.kv_dtype}): {tokens:,} tokens in {info.num_pages:,} "
+            f"pages; {info.max_seqs} sequences at a time, each of at most {info.max_model_len:,} tokens"
+        )
         return [
             f"{info.dtype} on {info.num_devices} x {info.device}; weights {format_bytes(info.weight_bytes)}",
-            f"KV cache {format_bytes(info.kv_bytes)} ({info.kv_dtype}): {tokens:,} tokens in {info.num_pages:,} pages; "
-            f"{info.max_seqs} sequences at a time, each of at most {info.max_model_len:,} tokens",
+            held,
             f"ready after {self.seconds:.1f} s ({info.num_shapes} step shapes, compiled or read from the cache in "
             f"{info.compile_seconds:.1f} s)",
             f"page {self.url}/   API {self.url}/docs   metrics {self.url}/metrics",
@@ -82,6 +89,8 @@ _CURL = {
     ),
     Prompting.TEXT: ("/v1/completions", '{"prompt":"The capital of France is","temperature":0}'),
     Prompting.TOKENS: ("/v1/completions", '{"prompt":[1,2,3],"temperature":0}'),
+    Prompting.EMBED: ("/v1/embeddings", '{"input":["a text","another"]}'),
+    Prompting.SCORE: ("/v1/rerank", f'{{"query":"{QUESTION}","documents":["Paris.","A tortoise."]}}'),
 }
 
 _SNIPPETS = {
@@ -97,4 +106,10 @@ print(reply.choices[0].text)""",
     Prompting.TOKENS: """\
 reply = client.completions.create(model="MODEL", prompt=[1, 2, 3], temperature=0)
 print(reply.choices[0].token_ids)""",
+    Prompting.EMBED: """\
+reply = client.embeddings.create(model="MODEL", input=["a text", "another"])
+print(reply.data[0].embedding[:4])""",
+    Prompting.SCORE: f"""\
+body = {{"model": "MODEL", "query": "{QUESTION}", "documents": ["Paris.", "A tortoise."]}}
+print(client.post("/rerank", body=body, cast_to=object))""",
 }

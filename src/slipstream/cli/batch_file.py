@@ -17,7 +17,7 @@ import orjson
 
 from slipstream.errors import ConfigError
 
-URLS = ("/v1/chat/completions", "/v1/completions")
+URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 _BEGINNING = b'{"id":"batch_req_'
 """What every line that `ResultFile` writes begins with. A last line without its end is cut off only if it does, too."""
@@ -77,7 +77,7 @@ def _parse(line: bytes, fallback_id: str) -> BatchRequest | BadLine:
     if value.get("method", "POST") != "POST":
         return BadLine(custom_id, "invalid_method", f"method must be POST, got {value['method']!r}")
     if value.get("url") not in URLS:
-        return BadLine(custom_id, "invalid_url", f"url must be {' or '.join(URLS)}, got {value.get('url')!r}")
+        return BadLine(custom_id, "invalid_url", f"url must be one of {', '.join(URLS)}, got {value.get('url')!r}")
     body = value.get("body")
     if not isinstance(body, dict):
         return BadLine(custom_id, "invalid_body", "body must be a JSON object")

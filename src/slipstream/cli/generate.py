@@ -64,8 +64,8 @@ def generate(
     """Answer a JSONL file of requests in OpenAI's batch format.
 
     A line is {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}, or the same with
-    /v1/completions. Run the same command again after an interruption: lines that have a result are skipped. The exit
-    code is 1 if a line of this run failed; its result says why.
+    /v1/completions or /v1/embeddings. Run the same command again after an interruption: lines that have a result are
+    skipped. The exit code is 1 if a line of this run failed; its result says why.
 
     Parameters
     ----------

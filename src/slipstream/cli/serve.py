@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from slipstream.api.engine import EngineInfo
 from slipstream.cli.banner import Banner, Prompting
 from slipstream.cli.progress import StageBars
 from slipstream.cluster.config import ENGINE_MODULES
@@ -56,7 +57,7 @@ def _serve(model: str | None, server: ServerConfig, engine: EngineConfig, early:
                 model=opened.server.served_model_name or "",
                 url=url,
                 info=opened.client.info,
-                prompting=prompting(opened.tokenizer),
+                prompting=prompting(opened.tokenizer, opened.client.info),
                 needs_key=bool(api_keys(server)),
                 seconds=time.monotonic() - begun,
             ).show()
@@ -64,8 +65,10 @@ def _serve(model: str | None, server: ServerConfig, engine: EngineConfig, early:
         run(opened.server, opened.client, opened.tokenizer, opened.generation, on_ready=on_ready)
 
 
-def prompting(tokenizer: Tokenizer | None) -> Prompting:
+def prompting(tokenizer: Tokenizer | None, info: EngineInfo) -> Prompting:
     """What a model with this tokenizer can be asked with."""
+    if info.pooling is not None:
+        return Prompting(info.pooling.task)
     if tokenizer is None:
         return Prompting.TOKENS
     return Prompting.CHAT if tokenizer.has_chat_template else Prompting.TEXT

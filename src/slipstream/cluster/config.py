@@ -12,7 +12,7 @@ from slipstream.engine.config import EngineConfig
 ENGINE_FACTORY = "slipstream.cluster.worker:build_engine"
 """The engine that a worker builds: "module:function", called with (WorkerConfig, report)."""
 
-ENGINE_MODULES = ("slipstream.checkpoint", "slipstream.engine.build")
+ENGINE_MODULES = ("slipstream.checkpoint", "slipstream.engine.start")
 """What that engine needs and a worker may load before it knows its model."""
 
 

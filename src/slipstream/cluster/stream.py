@@ -38,6 +38,7 @@ class Stream:
         self._finish_reason: FinishReason | None = None
         self._stop_reason: int | None = None
         self._error: str | None = None
+        self._pooled: bytes | None = None
         self._failure: RequestError | None = None
         self._news = asyncio.Event()
 
@@ -77,6 +78,7 @@ class Stream:
         if output.cached_tokens is not None and not self._had_opening:
             self._opening = output
             self._had_opening = True
+        self._pooled = output.pooled or self._pooled
         if output.finish_reason is not None:
             self._finish_reason, self._stop_reason = output.finish_reason, output.stop_reason
             self._error = output.error
@@ -113,4 +115,5 @@ class Stream:
             finish_reason=self._finish_reason,
             stop_reason=self._stop_reason,
             error=self._error,
+            pooled=self._pooled,
         )

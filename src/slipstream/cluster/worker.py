@@ -65,9 +65,9 @@ def build_engine(config: WorkerConfig, report: Report) -> WorkerEngine:
     """The JAX engine for the configured checkpoint. Raises the errors of both."""
     # Only a worker that builds this engine loads JAX.
     from slipstream.checkpoint import open_checkpoint
-    from slipstream.engine.build import build
+    from slipstream.engine.start import start
 
-    return build(open_checkpoint(Path(config.model)), config.engine, report)
+    return start(open_checkpoint(Path(config.model)), config.engine, report)
 
 
 class Link:

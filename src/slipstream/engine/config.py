@@ -26,10 +26,14 @@ class EngineConfig:
     kv_dtype
         Type of the KV cache. auto: float16 on a CPU (half of float32, and as accurate), on an accelerator the same as
         dtype. int8: half of that again, with a scale for each token and head; `slipstream bench accuracy` measures it.
+    runner
+        generate: continue texts; pooling: make vectors of them (embeddings), or scores with a reranker; auto: what the
+        checkpoint was made for. A language model pools too: the last token's state.
     max_seqs
         Most sequences that share a step.
     max_model_len
-        Longest prompt plus reply, in tokens. None: the model's own limit, lowered to what the KV cache holds.
+        Longest prompt plus reply, in tokens; of a model that pools, longest text. None: the model's own limit, lowered
+        to what the KV cache holds.
     max_batched_tokens
         Most tokens in a step: a prefill chunk gets what decoding sequences leave.
     page_size
@@ -60,6 +64,7 @@ class EngineConfig:
     dtype: DType = "auto"
     quantization: Quantization | None = None
     kv_dtype: KVDType = "auto"
+    runner: Literal["auto", "generate", "pooling"] = "auto"
     max_seqs: int = 32
     max_model_len: int | None = None
     max_batched_tokens: int = 512

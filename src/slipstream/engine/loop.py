@@ -150,12 +150,15 @@ class Engine:
     def _output(self, reply: _Reply, committed: Committed, result: RowResult) -> TokenOutput:
         sequence, first = committed.sequence, not reply.started
         reply.started = True
-        self._counters.generation_tokens += 1
+        self._counters.generation_tokens += result.pooled is None
         if first:
             self._counters.prompt_tokens += sequence.prompt_len
         if committed.finish_reason is not None:
             del self._replies[sequence.id]
         assert committed.token is not None
+        if result.pooled is not None:
+            output = TokenOutput(id=sequence.id, token_ids=[], finish_reason="stop", pooled=result.pooled)
+            return self._opened(output, reply, sequence)
         output = TokenOutput(
             id=sequence.id,
             token_ids=[committed.token],

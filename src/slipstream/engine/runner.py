@@ -29,11 +29,15 @@ COMPILE_THREADS = 4  # at most: each holds a module, and its code while it is ma
 
 
 class RowResult(NamedTuple):
-    """A row's outcome: `token` if it sampled, with log probabilities if asked for; so too for prompt positions."""
+    """A row's outcome: `token` if it sampled, with log probabilities if asked for; so too for prompt positions.
+
+    `pooled`: the vector of a row that ends a text, from a runner that makes vectors; the token then means nothing.
+    """
 
     token: int | None
     logprobs: TokenLogprobs | None
     prompt_logprobs: list[TokenLogprobs]
+    pooled: bytes | None = None
 
 
 class Runner(Protocol):

@@ -72,8 +72,19 @@ class Scheduler:
     counts) grow from 0.
     """
 
-    def __init__(self, config: EngineConfig, pages: PagePool, shapes: ShapePolicy, max_model_len: int) -> None:
-        """An idle scheduler. Raises ConfigError if a sequence of `max_model_len` tokens could never run to its end."""
+    def __init__(
+        self,
+        config: EngineConfig,
+        pages: PagePool,
+        shapes: ShapePolicy,
+        max_model_len: int,
+        *,
+        whole_prompts: bool = False,
+    ) -> None:
+        """An idle scheduler. `whole_prompts`: no prompt is computed in chunks; each must fit a step, alone at least.
+
+        Raises ConfigError if a sequence of `max_model_len` tokens could never run to its end.
+        """
         needed = -(-max_model_len // config.page_size)
         for name, limit in {"the KV cache has": pages.num_pages, "a page table has": shapes.max_pages_per_seq}.items():
             if needed > limit:
@@ -89,6 +100,7 @@ class Scheduler:
         self._page_size = config.page_size
         self._budget = shapes.max_batched_tokens
         self._max_model_len = max_model_len
+        self._whole_prompts = whole_prompts
         self._policy = POLICIES[config.policy]
         self._sequences: dict[str, Sequence] = {}
         self._waiting: list[Sequence] = []
@@ -261,6 +273,8 @@ class Scheduler:
         prompts do not push each other out half-way; but it holds only the pages of the chunk that is planned. It also
         waits where the step in the making computes the block that it would compute next: a step later it shares it.
         """
+        if self._whole_prompts and len(sequence.tokens) > draft.budget:
+            return False
         match = self._match(sequence)
         found, known = (match.pages, match.tokens) if match else ((), 0)
         if self._shares_next_block(sequence, len(found), draft):

@@ -16,16 +16,18 @@ from starlette.staticfiles import StaticFiles
 
 from slipstream import __version__
 from slipstream.api.openai import ChatRequest, CompletionRequest
+from slipstream.api.pooling import EmbeddingRequest, RerankRequest, ScoreRequest
 from slipstream.cluster.client import EngineClient
-from slipstream.server import chat, completions
+from slipstream.server import chat, completions, embeddings, rerank
 from slipstream.server.admission import Admission
 from slipstream.server.config import ServerConfig, api_keys
 from slipstream.server.docs import docs_page, openapi
-from slipstream.server.front import Front
+from slipstream.server.front import Front, Task
 from slipstream.server.generate import Generate
 from slipstream.server.metrics import Metrics
 from slipstream.server.middleware import Envelope, Errors, Guard, http_exception
 from slipstream.server.page import STATIC, page
+from slipstream.server.pooling import Pool
 from slipstream.server.status import StatusEndpoints
 from slipstream.server.tokens import TokenEndpoints
 from slipstream.spec.source import GenerationDefaults
@@ -65,10 +67,17 @@ def build_app(
     tokens = TokenEndpoints(front)
     chat_endpoint = Generate(front, "chat", ChatRequest, chat.count, chat.prepare)
     completion_endpoint = Generate(front, "text_completion", CompletionRequest, completions.count, completions.prepare)
+    embed = Pool(front, "embeddings", EmbeddingRequest, ("embed",), embeddings.count, embeddings.prepare)
+    scores: tuple[Task, ...] = ("embed", "score")
+    rank = Pool(front, "rerank", RerankRequest, scores, rerank.count_documents, rerank.prepare_rerank)
+    score = Pool(front, "score", ScoreRequest, scores, rerank.count_pairs, rerank.prepare_score)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat_endpoint, methods=["POST"]),
             Route("/v1/completions", completion_endpoint, methods=["POST"]),
+            Route("/v1/embeddings", embed, methods=["POST"]),
+            *(Route(f"{at}/rerank", rank, methods=["POST"]) for at in ("/v1", "/v2", "")),
+            *(Route(f"{at}/score", score, methods=["POST"]) for at in ("/v1", "")),
             Route("/v1/models", status.models),
             Route("/v1/models/{id:path}", status.model),
             Route("/tokenize", tokens.tokenize, methods=["POST"]),

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from slipstream import __version__
-from slipstream.api import openai, replies
+from slipstream.api import openai, pooling, replies
 
 _PAGE = Path(__file__).parent / "docs.html"
 _REF = "#/components/schemas/{name}"
@@ -23,6 +23,15 @@ _REF = "#/components/schemas/{name}"
 _OPERATIONS: tuple[tuple[str, str, str, type[Any] | None, type[Any] | None, bool], ...] = (
     ("post", "/v1/chat/completions", "Continue a conversation", openai.ChatRequest, replies.ChatCompletion, True),
     ("post", "/v1/completions", "Continue a text", openai.CompletionRequest, replies.Completion, True),
+    ("post", "/v1/embeddings", "Vectors of texts", pooling.EmbeddingRequest, pooling.EmbeddingReply, True),
+    *(
+        ("post", f"{at}/rerank", "Order documents by a query", pooling.RerankRequest, pooling.RerankReply, True)
+        for at in ("/v1", "/v2", "")
+    ),
+    *(
+        ("post", f"{at}/score", "How well pairs of texts go together", pooling.ScoreRequest, pooling.ScoreReply, True)
+        for at in ("/v1", "")
+    ),
     ("get", "/v1/models", "The served model", None, replies.ModelList, True),
     ("get", "/v1/models/{id}", "The model of that name", None, replies.Model, True),
     ("post", "/tokenize", "Text or messages to token ids", openai.TokenizeRequest, replies.Tokenized, True),

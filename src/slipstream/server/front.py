@@ -6,13 +6,13 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from slipstream.cluster.client import EngineClient
-from slipstream.errors import NotFound, Unavailable
+from slipstream.errors import NotFound, RequestError, Unavailable
 from slipstream.server.admission import Admission, draining
 from slipstream.server.config import ServerConfig
 from slipstream.server.metrics import Metrics
@@ -23,6 +23,14 @@ from slipstream.text import Tokenizer
 
 log = logging.getLogger("slipstream.server")
 Result = TypeVar("Result")
+Task = Literal["generate", "embed", "score"]
+
+_TASKS: Mapping[Task, str] = {
+    "generate": "generates text: use /v1/chat/completions or /v1/completions; served with --runner pooling it makes "
+    "vectors",
+    "embed": "makes vectors of texts and generates nothing: use /v1/embeddings, /v1/rerank or /v1/score",
+    "score": "scores pairs of texts, and makes neither text nor vectors of one: use /v1/rerank or /v1/score",
+}
 
 
 @dataclass
@@ -80,6 +88,17 @@ class Front:
             raise NotFound(
                 f"the model {name[:200]!r} is not served here; {self.model!r} is", param="model", code="model_not_found"
             )
+
+    @property
+    def task(self) -> Task:
+        """What the engine does."""
+        pooling = self.client.info.pooling
+        return "generate" if pooling is None else pooling.task
+
+    def check_task(self, *wanted: Task) -> None:
+        """Raises RequestError where the engine does something else than what is asked for."""
+        if self.task not in wanted:
+            raise RequestError(f"{self.model!r} {_TASKS[self.task]}", param="model", code="wrong_task")
 
     async def in_thread(self, work: Callable[[], Result]) -> Result:
         """The result of `work`, computed beside the event loop."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -22,13 +22,12 @@ from slipstream.server.events import EventStream
 from slipstream.server.front import Front
 from slipstream.server.mailbox import Mailbox, running
 from slipstream.server.work import Replies
-from slipstream.telemetry.record import GenerationRecord
+from slipstream.telemetry.record import GenerationRecord, Operation
 from slipstream.text.choice import Choice, Delta
 
 log = logging.getLogger("slipstream.server")
 
 Completable = TypeVar("Completable", bound=SamplingFields)
-Operation = Literal["chat", "text_completion"]
 
 # Sampling values that a span carries, by OpenTelemetry's names.
 _SPAN_SAMPLING = ("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed")
@@ -88,6 +87,7 @@ class Generate(Generic[Completable]):
         body = await read_request(request, self.kind, front.config.max_body_bytes)
         front.check_open()
         front.check_model(body.model)
+        front.check_task("generate")
         with front.admission.admit(self.count(body)):
             async with until_disconnect(receive):
                 replies = await self.prepare(front, body, run.call)

@@ -75,6 +75,11 @@ class Metrics:
         if self._series is not None:
             self._series.tokens(count, prompt_tokens, since_arrival, since_last)
 
+    def pooled(self, prompt_tokens: int) -> None:
+        """Take a text of which a vector was made."""
+        if self._series is not None:
+            self._series.pooled(prompt_tokens)
+
     def observe(self, record: GenerationRecord) -> None:
         """Take a request that has ended."""
         if self._series is not None:
@@ -149,6 +154,9 @@ class _Series:
             return
         for _ in range(count):
             self._histograms["vllm:inter_token_latency_seconds"].observe(since_last / count)
+
+    def pooled(self, prompt_tokens: int) -> None:
+        self._counters["vllm:prompt_tokens"].inc(prompt_tokens)
 
     def observe(self, record: GenerationRecord) -> None:
         for i, reason in enumerate(record.finish_reasons):

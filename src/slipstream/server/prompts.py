@@ -35,29 +35,29 @@ def need_tokenizer(front: Front, param: str) -> Tokenizer:
     return front.tokenizer
 
 
-def split(prompt: str | list[Any]) -> list[str | list[int]]:
-    """The prompts in a request: one text, several, one list of ids, or several such lists.
+def split(prompt: str | list[Any], param: str = "prompt") -> list[str | list[int]]:
+    """The prompts in a request's field `param`: one text, several, one list of ids, or several such lists.
 
     Raises RequestError with the path of an entry of another type.
     """
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise RequestError("prompt is an empty list", param="prompt", code="empty_prompt")
+        raise RequestError(f"{param} is an empty list", param=param, code="empty_prompt")
     if all(_is_id(entry) for entry in prompt):
         return [prompt]
     if all(isinstance(entry, str) for entry in prompt):
         return list(prompt)
     if not all(isinstance(entry, list) for entry in prompt):
         raise RequestError(
-            "prompt must be a text, a list of texts, a list of token ids, or a list of lists of token ids",
-            param="prompt",
+            f"{param} must be a text, a list of texts, a list of token ids, or a list of lists of token ids",
+            param=param,
             code="invalid_type",
         )
     for i, ids in enumerate(prompt):
         wrong = next((j for j, entry in enumerate(ids) if not _is_id(entry)), None)
         if wrong is not None:
-            path = f"prompt[{i}][{wrong}]"
+            path = f"{param}[{i}][{wrong}]"
             raise RequestError(f"{path}: expected a token id", param=path, code="invalid_type")
     return list(prompt)
 

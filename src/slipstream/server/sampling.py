@@ -65,13 +65,18 @@ def check_shared(request: SamplingFields, *, policy: str) -> None:
             param="prompt_logprobs",
             code="invalid_combination",
         )
-    if request.priority not in (None, 0) and policy != "priority":
+    check_priority(request.priority, policy)
+
+
+def check_priority(priority: int | None, policy: str) -> None:
+    """Refuse a priority that has no effect, or that is out of range."""
+    if priority not in (None, 0) and policy != "priority":
         raise UnsupportedField(
             "priority has no effect under the engine's fcfs policy: start the server with --policy priority",
             param="priority",
             code="unsupported_field",
         )
-    if request.priority is not None and abs(request.priority) >= 2**31:
+    if priority is not None and abs(priority) >= 2**31:
         raise RequestError("priority must be between -2147483647 and 2147483647", param="priority")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -57,7 +58,14 @@ class StatusEndpoints:
         if not front.started:
             front.check_open()
         info = front.client.info
-        return Model(id=front.model, created=front.created, root=info.model, max_model_len=info.max_model_len)
+        return Model(
+            id=front.model,
+            created=front.created,
+            root=info.model,
+            max_model_len=info.max_model_len,
+            task=front.task,
+            embedding_size=info.pooling.size if info.pooling is not None and front.task == "embed" else UNSET,
+        )
 
 
 def _json(reply: msgspec.Struct) -> Response:

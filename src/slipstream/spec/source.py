@@ -104,12 +104,32 @@ class GenerationDefaults:
     sampling: Mapping[str, float] = field(default_factory=dict)
 
 
+PoolingKind = Literal["cls", "mean", "last"]
+"""Which states make the vector of a text: the first token's, the mean of all, the last token's."""
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """What sentence-transformers says about a model that makes a vector of a text.
+
+    `normalize`: vectors have length 1. `max_tokens`: texts were cut to so many tokens in training.
+    """
+
+    kind: PoolingKind
+    normalize: bool
+    max_tokens: int | None = None
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint. `config` has config.json's keys (a GGUF's metadata is translated to them)."""
+    """An opened checkpoint. `config` has config.json's keys (a GGUF's metadata is translated to them).
+
+    `pooling`: None where the checkpoint says nothing about it, as a language model's.
+    """
 
     path: Path
     config: Mapping[str, Any]
     source: Source
     tokenizer: TokenizerSpec | None
     generation: GenerationDefaults
+    pooling: Pooling | None = None

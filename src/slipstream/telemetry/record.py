@@ -1,9 +1,11 @@
-"""The record of one generation request, from which its log line, metrics and span are all made."""
+"""The record of one request to the engine, from which its log line, metrics and span are all made."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
+
+Operation = Literal["chat", "text_completion", "embeddings", "rerank", "score"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class GenerationRecord:
     error's code, None when all choices finished.
     """
 
-    operation: Literal["chat", "text_completion"]
+    operation: Operation
     request_id: str
     response_id: str
     model: str

@@ -99,6 +99,38 @@ class Tokenizer:
             raise
         return [*self._before, *ids, *self._after] if add_special and self._own_ends else ids
 
+    def encode_cut(self, text: str, *, add_special: bool = True, most: int | None) -> list[int]:
+        """`encode`, cut to the first `most` ids (None: not cut); special tokens at the end are kept."""
+        ids = self.encode(text, add_special=add_special)
+        if most is None or len(ids) <= most:
+            return ids
+        plain = self.encode(text, add_special=False)
+        special = len(ids) - len(plain) if add_special else 0
+        if not special:
+            return ids[:most]
+        # How many of the tokens that were added stand behind the text.
+        behind = next(n for n in range(special + 1) if ids[special - n : len(ids) - n] == plain)
+        kept = max(0, most - special)
+        return [*ids[: special - behind + kept], *ids[len(ids) - behind :]][:most]
+
+    def encode_pair(self, first: str, second: str, *, most: int | None) -> tuple[list[int], int | None]:
+        """Ids of two texts as one input, and where the second begins if the model tells them apart, else None.
+
+        Over `most` ids, the second text is cut at its end, then the first. Raises RequestError as `encode` does.
+        """
+        try:
+            one, other = self._backend.encode_batch_fast([first, second], add_special_tokens=False)
+        except TypeError:
+            _refuse_surrogates(first + second)
+            raise
+        if most is not None:
+            room = max(0, most - self._backend.num_special_tokens_to_add(True))
+            other.truncate(max(0, min(len(other.ids), room - len(one.ids))))
+            one.truncate(min(len(one.ids), room))
+        joined = self._backend.post_process(one, other, add_special_tokens=True)
+        types: list[int] = joined.type_ids
+        return list(joined.ids), types.index(1) if 1 in types else None
+
     def encode_chat(self, text: str) -> list[int]:
         """Ids of a rendered chat. Its template has written bos where the model wants one, so none is added."""
         return self.encode(text, add_special=False)

@@ -1,0 +1,171 @@
+"""From a checkpoint to an engine that makes vectors of texts, or scores of pairs of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from slipstream.api.engine import EngineInfo, PoolingInfo
+from slipstream.checkpoint.loading import check, load
+from slipstream.checkpoint.progress import Progress, silent
+from slipstream.checkpoint.quantized.rounded import RoundedSource
+from slipstream.engine.build import _native, _one_at_a_time
+from slipstream.engine.compiles import CompileCounter, store_of
+from slipstream.engine.config import EngineConfig
+from slipstream.engine.loop import Engine
+from slipstream.engine.memory import KVShape, device_limit, kv_dtype
+from slipstream.engine.origin import compile_facts
+from slipstream.engine.pages import PagePool
+from slipstream.engine.placement import Placement
+from slipstream.engine.pooling import PoolingModel, pooling_model
+from slipstream.engine.pooling_runner import PoolingRunner
+from slipstream.engine.scheduler import Scheduler
+from slipstream.engine.shapes import ShapePolicy
+from slipstream.engine.step_cache import StepCache
+from slipstream.errors import CheckpointError, ConfigError
+from slipstream.hardware.allocator import give_back_freed_memory, keep_freed_memory
+from slipstream.kernels.native import library
+from slipstream.models.llm.stack import within
+from slipstream.quant.rounding import SCHEMES
+from slipstream.spec.source import Checkpoint
+
+
+def build_pooling(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = silent) -> Engine:
+    """An engine that can take requests for vectors, or for scores where the checkpoint is a reranker.
+
+    `progress` gets the stages "load" and "compile". Raises as `build.build` does.
+    """
+    library.use_threads(config.cpu_threads)  # before XLA starts, which looking for devices does
+    compiles = CompileCounter()
+    model = pooling_model(checkpoint)
+    max_tokens = longest_text(config, model)
+    config = settings_for(config, model, max_tokens)
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        keep_freed_memory()
+    default = jnp.float32 if device.platform == "cpu" else jnp.bfloat16
+    dtype = jnp.dtype(default if config.dtype == "auto" else config.dtype)
+    kv = None
+    if model.cached:
+        held = kv_dtype(config.kv_dtype, dtype, device.platform)
+        model = replace(model, config=within(model.config, max_tokens))
+        c = model.config
+        kv = KVShape(c.layers, c.kv_heads, c.head_dim, config.page_size, held)
+    # To the scheduler a vector is a reply of one token, for which there must be room.
+    pages_each = -(-(max_tokens + 1) // config.page_size)
+    shapes = ShapePolicy(config.max_seqs, config.max_batched_tokens, pages_each)
+    placement = Placement(device, dtype, _native(config, device), config.cpu_precision)
+    if config.quantization is not None:
+        model = replace(model, source=RoundedSource(model.source, model.plan, SCHEMES[config.quantization]))
+    check(model.plan, model.source, allowed_unused=model.unread)
+    report = _one_at_a_time(progress)
+    runner = PoolingRunner(
+        model,
+        placement.abstract(model.plan, model.source),
+        kv,
+        shapes,
+        "cpu" if placement.native else "reference",
+        device,
+        StepCache(store_of(config.compile_cache, "steps"), compile_facts(device), device),
+    )
+    started = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:  # reading weights and compiling need nothing of each other
+        weights = pool.submit(_weights, model, placement, report)
+        budget, pages = runner.compile(
+            limit=device_limit(device, config.memory_fraction),
+            most_pages=config.max_seqs * pages_each,
+            least_pages=1 if config.max_model_len is None else pages_each,
+            kv_bytes=config.kv_bytes,
+            progress=report,
+        )
+        compile_seconds = time.monotonic() - started
+        runner.weights = weights.result()
+    runner.warm_up()
+    if device.platform == "cpu":
+        give_back_freed_memory()
+    longest = min(max_tokens + 1, pages * config.page_size)
+    info = EngineInfo(
+        model=str(checkpoint.path.name),
+        vocab_size=model.config.vocab_size,
+        max_model_len=longest - 1,
+        max_seqs=config.max_seqs,
+        max_batched_tokens=config.max_batched_tokens,
+        page_size=config.page_size,
+        num_pages=pages,
+        kv_bytes=0 if kv is None else pages * kv.bytes_per_page,
+        weight_bytes=budget.weights,
+        temporary_bytes=budget.temporaries,
+        dtype=str(dtype),
+        kv_dtype="none" if kv is None else str(kv.dtype),
+        platform=device.platform,
+        device=device.device_kind,
+        num_devices=1,
+        compile_seconds=compile_seconds,
+        num_shapes=len(shapes.mixed),
+        policy=config.policy,
+        prefix_caching=config.prefix_caching,
+        memory_fraction=config.memory_fraction,
+        pooling=PoolingInfo(
+            task=model.task,
+            size=model.size,
+            normalize=model.pooling.normalize,
+            dimensions=matryoshka(checkpoint.config, model.size) if model.task == "embed" else None,
+        ),
+    )
+    compiles.mark_ready()
+    scheduler = Scheduler(config, PagePool(pages), shapes, longest, whole_prompts=model.whole)
+    return Engine(scheduler, runner, info, compiles)
+
+
+def matryoshka(config: Mapping[str, Any], size: int) -> tuple[int, ...] | None:
+    """The sizes that vectors may be cut to, as config.json says under vLLM's keys; empty: any; None: none.
+
+    Raises CheckpointError for sizes that no vector of `size` can have.
+    """
+    sizes = config.get("matryoshka_dimensions")
+    if sizes is None:
+        return () if config.get("is_matryoshka") is True else None
+    if not isinstance(sizes, list) or not all(isinstance(n, int) and 0 < n <= size for n in sizes):
+        raise CheckpointError(f"config.json: matryoshka_dimensions must be sizes from 1 to {size}, got {sizes!r}")
+    return tuple(sizes)
+
+
+def settings_for(config: EngineConfig, model: PoolingModel, max_tokens: int) -> EngineConfig:
+    """The settings for this model. A text that is computed whole must fit a step, and nothing of it can be reused."""
+    if not model.whole:
+        return config
+    fitting = replace(config, max_batched_tokens=max(config.max_batched_tokens, max_tokens), prefix_caching=False)
+    return fitting if model.cached else replace(fitting, page_size=max_tokens + 1)
+
+
+def _weights(model: PoolingModel, placement: Placement, progress: Progress) -> Any:
+    return load(
+        model.plan,
+        model.source,
+        placement.place,
+        place_blocks=placement.place_blocks,
+        progress=progress,
+        allowed_unused=model.unread,
+    )
+
+
+def longest_text(config: EngineConfig, model: PoolingModel) -> int:
+    """The longest text: what was asked for, or what the model was trained with.
+
+    Raises ConfigError for more than the model was made for.
+    """
+    limit: int = model.config.max_position
+    if config.max_model_len is None:
+        return min(limit, model.pooling.max_tokens or limit)
+    if config.max_model_len > limit:
+        raise ConfigError(
+            f"max_model_len {config.max_model_len} is more than the {limit} tokens that the model was made for: lower "
+            f"--max-model-len to {limit} or less"
+        )
+    return config.max_model_len
