@@ -50,6 +50,21 @@ GEMMA: dict[str, Any] = {
     "attn_logit_softcapping": 3.0,
     "final_logit_softcapping": 5.0,
 }
+MOE: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "vocab_size": 211,
+    "hidden_size": 64,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "norm_topk_prob": True,
+}
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,7 @@ CASES = {
     "llama-fast": Case(LLAMA, ("Q4_0", "Q8_0"), "fast", "int8", 4),
     "gemma-exact": Case(GEMMA, ("Q5_0", "Q8_0"), "exact", "float16", 16),
     "gemma-fast": Case(GEMMA, ("Q4_1",), "fast", "bfloat16", 16),
+    "moe-exact": Case(MOE, ("Q8_0",), "exact", "float32", 16),
     "gemma-int8": Case(GEMMA, ("Q5_1",), "exact", "int8", 16),
 }
 

@@ -14,7 +14,7 @@ from slipstream import LLM, SamplingParams
 from slipstream.kernels.native import library
 from tests.engine import quantized, tiny
 from tests.models.harness import Model, prompt_of, random_source
-from tests.models.moe_variants import MIXTRAL, QWEN3
+from tests.models.moe_variants import DEEPSEEK3, GPT_OSS, MIXTRAL, QWEN3
 
 native = pytest.mark.skipif(library.reason() is not None, reason="the native kernels were not built here")
 NEW = 8
@@ -22,25 +22,50 @@ NEW = 8
 CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": MIXTRAL | {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 2},
     "qwen3_moe": QWEN3 | {"hidden_size": 64, "moe_intermediate_size": 32, "head_dim": 16, "num_hidden_layers": 2},
+    "gpt_oss": GPT_OSS | {"hidden_size": 64, "intermediate_size": 32, "head_dim": 16, "num_hidden_layers": 2},
+    "deepseek_v3": DEEPSEEK3 | {"hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2},
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "kernels"), [("mixtral", "xla"), *(pytest.param(name, "cpu", marks=native) for name in CONFIGS)]
-)
-def test_replies_are_those_of_the_full_forward(name: str, kernels: str, tmp_path: Path) -> None:
-    """Prompts of all lengths together, in chunks and beside decoding rows, with padding in every step."""
-    config = CONFIGS[name]
+SETTINGS: dict[str, Any] = {
+    "max_seqs": 2, "max_batched_tokens": 8, "page_size": 16, "max_model_len": 48, "kv_dtype": "float32",
+    "compile_cache": "", "weight_cache": ""
+}  # fmt: skip
+
+
+def write(config: dict[str, Any], tensors: dict[str, np.ndarray], folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def tensors_of(config: dict[str, Any]) -> dict[str, np.ndarray]:
     source = random_source(config)
-    save_file({tensor: source.read(tensor) for tensor in source.names()}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    prompts = [prompt_of(config["vocab_size"], length) for length in (1, 3, 30)]
-    settings = {"max_seqs": 2, "max_batched_tokens": 8, "page_size": 16, "max_model_len": 48, "kv_dtype": "float32"}
-    llm = LLM(tmp_path, kernels=kernels, compile_cache="", weight_cache="", **settings)
+    return {name: source.read(name) for name in source.names()}
+
+
+def assert_replies(folder: Path, kernels: str, model: Model) -> None:
+    """Prompts of all lengths together, in chunks and beside decoding rows, with padding in every step."""
+    prompts = [prompt_of(model.config.vocab_size, length) for length in (1, 3, 30)]
+    llm = LLM(folder, kernels=kernels, **SETTINGS)
     outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True), use_tqdm=False)
-    model = Model.random(config)
     for prompt, output in zip(prompts, outputs, strict=True):
         assert output.outputs[0].token_ids == model.session([30 + NEW], 30).greedy(prompt, NEW)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("mixtral", "xla"),
+        pytest.param("mixtral", "cpu", marks=native),
+        pytest.param("gpt_oss", "cpu", marks=native),
+        pytest.param("deepseek_v3", "cpu", marks=native),
+    ],
+)
+def test_replies_are_those_of_the_full_forward(name: str, kernels: str, tmp_path: Path) -> None:
+    config = CONFIGS[name]
+    assert_replies(write(config, tensors_of(config), tmp_path), kernels, Model.random(config))
 
 
 @native

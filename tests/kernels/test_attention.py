@@ -28,7 +28,13 @@ class Sizes:
 
 
 def reference(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, window: int | None, cap: float | None
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    scale: float,
+    window: int | None,
+    cap: float | None,
+    sinks: np.ndarray | None,
 ) -> np.ndarray:
     """Attention of the last q.shape[0] positions, one query and head at a time, in float64."""
     count, heads, _ = q.shape
@@ -42,8 +48,11 @@ def reference(
             scores = keys @ q[i, head] * scale
             if cap is not None:
                 scores = cap * np.tanh(scores / cap)
+            if sinks is not None:
+                scores = np.append(scores, sinks[head])
             weights = np.exp(scores - scores.max())
-            out[i, head] = weights / weights.sum() @ v[first : at + 1, head * kv_heads // heads]
+            share = (weights / weights.sum())[: len(keys)]
+            out[i, head] = share @ v[first : at + 1, head * kv_heads // heads]
     return out
 
 
@@ -55,6 +64,7 @@ def run(
     sizes: Sizes = Sizes(),
     window: int | None = None,
     cap: float | None = None,
+    sinks: np.ndarray | None = None,
     decode_only: bool = False,
     seed: int = 0,
 ) -> None:
@@ -86,14 +96,14 @@ def run(
             cached_v[LAYER, own[at // sizes.page], at % sizes.page] = row_v[at]
         here = slice(starts[i], starts[i + 1])
         q[here], k[here], v[here] = row_q, row_k[length - count :], row_v[length - count :]
-        expected[here] = reference(row_q, row_k, row_v, 0.3, window, cap)
+        expected[here] = reference(row_q, row_k, row_v, 0.3, window, cap, sinks)
     starts[len(rows) + 1 :] = starts[len(rows)]
 
     @jax.jit
     def call(cache: KVCache, starts: jax.Array, lengths: jax.Array, pages: jax.Array) -> tuple[jax.Array, KVCache]:
         step = Step.of(starts, lengths, pages, tokens, decode_only=decode_only)
         new = (jnp.asarray(x) for x in (q, k, v))
-        return attend(cache, jnp.int32(LAYER), *new, step, scale=0.3, window=window, soft_cap=cap)
+        return attend(cache, jnp.int32(LAYER), *new, step, scale=0.3, window=window, soft_cap=cap, sinks=sinks)
 
     out, cache = call(KVCache(jnp.asarray(cached_k), jnp.asarray(cached_v)), starts, lengths, pages)
     real = starts[-1]
@@ -121,6 +131,13 @@ MIXED = [(LONG, 1), (LONG - 3, CHUNK_BLOCK + 8), (5, 5), (1, 1), (33, 33), (CHUN
 def test_decode_and_mixed_equal_float64(window: int | None, cap: float | None) -> None:
     run(DECODE, 4, 4, window=window, cap=cap, decode_only=True)
     run(MIXED, 160, 8, window=window, cap=cap)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_sinks(window: int | None) -> None:
+    """Far below the scores of keys, among them, and far above: then nothing is left for the keys."""
+    sinks = np.linspace(-30, 9, 6).astype(np.float32)
+    run(MIXED, 160, 8, window=window, sinks=sinks)
 
 
 @pytest.mark.parametrize(

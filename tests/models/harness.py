@@ -96,7 +96,7 @@ class Session:
         self.tables = order.reshape(len(lengths), per_row).astype(np.int32)
         self.filled = np.zeros(len(lengths), np.int32)
         c = model.config
-        kv = KVShape(c.layers, c.kv_heads, c.head_dim, page, np.dtype(np.float32))
+        kv = KVShape(c.layers, c.kv_heads, c.head_dim, page, np.dtype(np.float32), values=not model.family.latent)
         # Where the weights are: a step's result is, and a cache that is not would have the step compiled twice.
         self.cache = jax.device_put(kv.cache(count, model.kernels), jax.local_devices()[0])
 

@@ -27,6 +27,8 @@ NAMES = (
     "gemma3-untied-gqa",
     "phi3-tied-mqa-partial",
     "mixtral-tied-window",
+    "gpt-oss",
+    "deepseek-v3",
 )
 
 

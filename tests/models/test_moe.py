@@ -12,14 +12,20 @@ from slipstream.errors import CheckpointError, UnknownConfigKeys, UnsupportedMod
 from slipstream.models.registry import family
 from slipstream.spec.param import Param, params
 from tests.models.harness import Model, difference, prompt_of
-from tests.models.moe_variants import MIXTRAL, MOE, QWEN3
+from tests.models.moe_variants import DEEPSEEK3, GPT_OSS, MIXTRAL, MOE, QWEN3
 from tests.models.published import PUBLISHED
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "models" / "moe.npz")
 PROMPT, NEW = 41, 64
 POSITIONS = [0, 20, 40]
 # One that has most of what a family can have. All run in tests/parity.
-WHOLE = ("mixtral-tied-window", "qwen3-moe-biased-window-yarn")
+WHOLE = (
+    "mixtral-tied-window",
+    "qwen3-moe-biased-window-yarn",
+    "gpt-oss",
+    "deepseek-v3",
+    "deepseek-v2-groups",
+)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -71,6 +77,13 @@ def test_published_configs_are_read(name: str) -> None:
         ({**QWEN3, "shared_expert_intermediate_size": 8}, UnknownConfigKeys, r"shared_expert_.* \(qwen3_moe\)"),
         ({**QWEN3, "mlp_only_layers": [1]}, UnsupportedModel, r"mlp_only_layers to \[1\]"),
         ({**QWEN3, "decoder_sparse_step": 2}, UnsupportedModel, "decoder_sparse_step to 2"),
+        ({**GPT_OSS, "layer_types": ["linear_attention"] * 4}, UnsupportedModel, "not linear_attention"),
+        ({**GPT_OSS, "layer_types": ["full_attention"]}, UnsupportedModel, "lists 1 layers, num_hidden_layers says 4"),
+        ({**GPT_OSS, "swiglu_beta": 1.0}, UnknownConfigKeys, r"swiglu_beta \(gpt_oss\)"),
+        ({**DEEPSEEK3, "topk_method": "best"}, UnsupportedModel, "not by best of sigmoid"),
+        ({**DEEPSEEK3, "moe_layer_freq": 2}, UnsupportedModel, "moe_layer_freq to 2"),
+        ({**DEEPSEEK3, "n_group": 5}, CheckpointError, r"from 2 \(topk_group\) of 5 groups \(n_group\)"),
+        ({**DEEPSEEK3, "index_topk": 2048}, UnknownConfigKeys, r"index_topk \(deepseek_v3\)"),
     ],
 )
 def test_what_is_not_computed_is_refused(config: dict[str, Any], error: type[Exception], message: str) -> None:

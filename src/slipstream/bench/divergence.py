@@ -190,7 +190,8 @@ class _Pass:
         pages = sum(-(-len(text) // PAGE) for text in model.texts)
         self.weights = weights
         self._steps = model.steps(kernels)
-        self._cache = jax.jit(lambda: KVShape(c.layers, c.kv_heads, c.head_dim, PAGE, dtype).cache(pages, kernels))()
+        kv = KVShape(c.layers, c.kv_heads, c.head_dim, PAGE, dtype, values=not model.family.latent)
+        self._cache = jax.jit(lambda: kv.cache(pages, kernels))()
         self._forward: Callable[..., Any] = jax.jit(
             lambda w, ids, step, cache: model.family.forward(w, c, ids, step, cache), donate_argnums=3
         )

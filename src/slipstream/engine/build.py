@@ -60,7 +60,7 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
     limit = device_limit(device, config.memory_fraction)
     dtype = _dtype(config.dtype, jnp.dtype(jnp.float32 if device.platform == "cpu" else jnp.bfloat16))
     held = kv_dtype(config.kv_dtype, dtype, device.platform)
-    kv = KVShape(model.layers, model.kv_heads, model.head_dim, config.page_size, held)
+    kv = KVShape(model.layers, model.kv_heads, model.head_dim, config.page_size, held, values=not members.latent)
     pages_each = -(-max_len // config.page_size)
     shapes = ShapePolicy(config.max_seqs, config.max_batched_tokens, pages_each)
 

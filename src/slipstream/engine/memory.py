@@ -27,26 +27,31 @@ def kv_dtype(asked: str, dtype: np.dtype, platform: str) -> np.dtype:
 
 @dataclass(frozen=True)
 class KVShape:
-    """What decides the size of a page: `bytes_per_page` covers keys and values of all layers."""
+    """What decides the size of a page: `bytes_per_page` covers keys and values of all layers.
+
+    `values`: whether they are stored; without, a value is a part of its key.
+    """
 
     layers: int
     kv_heads: int
     head_dim: int
     page_size: int
     dtype: np.dtype
+    values: bool = True
 
     @property
     def bytes_per_page(self) -> int:
         """Bytes of one page over all layers, keys and values."""
         scale = 4 if self.dtype == np.int8 else 0  # of each token and head
-        return 2 * self.layers * self.page_size * self.kv_heads * (self.head_dim * self.dtype.itemsize + scale)
+        stored = 2 if self.values else 1
+        return stored * self.layers * self.page_size * self.kv_heads * (self.head_dim * self.dtype.itemsize + scale)
 
     def cache(self, pages: int, kernels: Kernels) -> KVCache:
         """An empty cache in the layout that the kernels read fastest."""
         sixteens = self.page_size % 16 == 0 and self.head_dim % 16 == 0  # a vector of 16 keys, or of 16 elements
-        layout: Layout = "by_head" if kernels == "cpu" and sixteens else "by_token"
+        layout: Layout = "by_head" if kernels == "cpu" and sixteens and self.values else "by_token"
         sizes = (self.layers, pages, self.page_size, self.kv_heads, self.head_dim)
-        return KVCache.zeros(*sizes, jnp.dtype(self.dtype), layout)
+        return KVCache.zeros(*sizes, jnp.dtype(self.dtype), layout, values=self.values)
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,19 @@ Sources: paged attention is Kwon et al. 2023 (arXiv:2309.06180); the running sof
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
 
+from slipstream.errors import ConfigError
 from slipstream.kernels.cache_write import write
 from slipstream.kernels.native.attention import attend_native
 from slipstream.kernels.norm import Norm
 from slipstream.kernels.query_blocks import QueryBlocks, chunk_blocks, decode_blocks
-from slipstream.kernels.ragged import KVCache, Step
+from slipstream.kernels.ragged import Kernels, KVCache, Step
 from slipstream.kernels.rotary import Angles, rotate
 
 CHUNK_BLOCK = 32  # queries of one prefill block: enough to fill a product, few enough to waste little on a short tail
@@ -34,7 +36,7 @@ def attend(
     layer: Array | int,
     q: Array,
     k: Array,
-    v: Array,
+    v: Array | int,
     step: Step,
     *,
     scale: float,
@@ -42,15 +44,21 @@ def attend(
     soft_cap: float | None = None,
     angles: Angles | None = None,
     qk_norm: tuple[Norm, Norm] | None = None,
+    sinks: Array | None = None,
 ) -> tuple[Array, KVCache]:
     """Write this step's keys and values into their pages, then attend, by the implementation that `step` names.
 
-    q: [t, n, h]; k, v: [t, k, h]; `layer` indexes the cache's layers. Each head of q and of k is normed by its norm of
-    `qk_norm`, if any, then rotated by `angles`, if any: so the cache holds its keys. `window` w: a query at position
-    i sees positions i - w + 1 to i. `soft_cap` c: scores become c * tanh(scores / c). Returns ([t, n, h] in q's dtype,
-    the cache); rows of padding are zero. Softmax and sums are float32.
+    q: [t, n, h]; k, v: [t, k, h]; `layer` indexes the cache's layers. `v` may be a number instead: a value is that many
+    first elements of its key, in a cache without values; `LATENT` has the implementations. Each head of q and of k is
+    normed by its norm of `qk_norm`, if any, then rotated by `angles`, if any: so the cache holds its keys. `window` w:
+    a query at position i sees positions i - w + 1 to i. `soft_cap` c: scores become c * tanh(scores / c). `sinks` [n]:
+    a score of each head beside those of its keys, which takes its part of the softmax and adds nothing (Xiao et al.
+    2023, arXiv:2309.17453). Returns ([t, n, h] in q's dtype, the cache); rows of padding are zero. Softmax and sums
+    are float32.
     """
-    return IMPLEMENTATIONS[step.kernels](cache, layer, q, k, v, step, scale, window, soft_cap, angles, qk_norm)
+    if isinstance(v, int):
+        return LATENT[step.kernels](cache, layer, q, k, v, step, scale, window, soft_cap, angles, qk_norm, sinks)
+    return IMPLEMENTATIONS[step.kernels](cache, layer, q, k, v, step, scale, window, soft_cap, angles, qk_norm, sinks)
 
 
 def attend_reference(
@@ -58,27 +66,28 @@ def attend_reference(
     layer: Array | int,
     q: Array,
     k: Array,
-    v: Array,
+    v: Array | int,
     step: Step,
     scale: float,
     window: int | None,
     soft_cap: float | None,
     angles: Angles | None,
     qk_norm: tuple[Norm, Norm] | None,
+    sinks: Array | None = None,
 ) -> tuple[Array, KVCache]:
     """`attend` in XLA alone, on any device. The cache must be laid out by token."""
     if qk_norm is not None:
         q, k = (norm(x) for norm, x in zip(qk_norm, (q, k), strict=True))
     if angles is not None:
         q, k = rotate(q, angles), rotate(k, angles)
-    cache = write(cache, layer, k, v, step)
+    cache = write(cache, layer, k, None if isinstance(v, int) else v, step)
     tokens, rows = q.shape[0], step.lengths.shape[0]
-    out = jnp.zeros((tokens, *q.shape[1:]), jnp.float32)
+    out = jnp.zeros((*q.shape[:2], v if isinstance(v, int) else v.shape[-1]), jnp.float32)
     passes = [(decode_blocks(step, tokens), rows)]
     if not step.decode_only:
         passes.append((chunk_blocks(step, tokens, CHUNK_BLOCK, BLOCKS_AT_ONCE), BLOCKS_AT_ONCE))
     for blocks, group in passes:
-        out = _attend_blocks(out, q, cache, layer, step, blocks, group, scale, window, soft_cap)
+        out = _attend_blocks(out, q, cache, layer, step, blocks, group, scale, window, soft_cap, sinks)
     return out.astype(q.dtype), cache
 
 
@@ -93,9 +102,11 @@ def _attend_blocks(
     scale: float,
     window: int | None,
     soft_cap: float | None,
+    sinks: Array | None,
 ) -> Array:
     """Attend with `group` blocks at a time and scatter the results into `out` [t, n, h]."""
     tokens, heads, size = q.shape
+    value_size = out.shape[-1]
     kv_heads, page_size = cache.k.shape[3], cache.page_size
     pages_at_once = max(1, CONTEXT_BLOCK // page_size)
     context = pages_at_once * page_size
@@ -116,10 +127,11 @@ def _attend_blocks(
         def one_context(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             best, total, acc = carry
             page = lax.dynamic_slice_in_dim(pages[rows], j * pages_at_once, pages_at_once, axis=1)
-            keys, values = (
-                _gathered(pages, scales, layer, page).reshape(group, context, kv_heads, size)
-                for pages, scales in ((cache.k, cache.k_scale), (cache.v, cache.v_scale))
-            )
+            keys = _gathered(cache.k, cache.k_scale, layer, page).reshape(group, context, kv_heads, size)
+            if cache.v is None:
+                values = keys[..., :value_size]
+            else:
+                values = _gathered(cache.v, cache.v_scale, layer, page).reshape(group, context, kv_heads, value_size)
             scores = jnp.einsum("jrkgh,jckh->jkgrc", query, keys, precision=lax.Precision.HIGHEST)
             if soft_cap is not None:
                 scores = soft_cap * jnp.tanh(scores / soft_cap)
@@ -139,10 +151,15 @@ def _attend_blocks(
             return new_best, total, acc * keep[..., None] + mixed
 
         shape = (group, kv_heads, heads // kv_heads, token.shape[1])
-        start = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, size)))
-        _, total, acc = lax.fori_loop(begin, last // context + 1, one_context, start)
+        start = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, value_size)))
+        best, total, acc = lax.fori_loop(begin, last // context + 1, one_context, start)
+        if sinks is not None:
+            sink = sinks.astype(jnp.float32).reshape(kv_heads, -1, 1)
+            top = jnp.maximum(best, sink)
+            keep = jnp.exp(best - top)
+            total, acc = total * keep + jnp.exp(sink - top), acc * keep[..., None]
         result = acc / jnp.maximum(total, 1e-30)[..., None]
-        result = jnp.moveaxis(result, 3, 1).reshape(*token.shape, heads, size)
+        result = jnp.moveaxis(result, 3, 1).reshape(*token.shape, heads, value_size)
         return out.at[token].set(result, mode="drop")
 
     groups = -(-blocks.real // group)
@@ -173,18 +190,28 @@ def _mix(weights: Array, values: Array) -> Array:
 def _pallas_tpu(*arguments: Any) -> tuple[Array, KVCache]:
     from slipstream.kernels.pallas.tpu import attend_tpu  # Pallas takes long to import, and most never need it.
 
-    return attend_tpu(*arguments)
+    return attend_tpu(*_without_sinks(*arguments))
 
 
 def _pallas_gpu(*arguments: Any) -> tuple[Array, KVCache]:
     from slipstream.kernels.pallas.gpu import attend_gpu
 
-    return attend_gpu(*arguments)
+    return attend_gpu(*_without_sinks(*arguments))
 
 
-IMPLEMENTATIONS = {
+def _without_sinks(*arguments: Any) -> tuple[Any, ...]:
+    *others, sinks = arguments
+    if sinks is not None:
+        raise ConfigError("the Pallas kernels do not count sinks (gpt_oss has them): use the reference kernels")
+    return tuple(others)
+
+
+Implementation = Callable[..., tuple[Array, KVCache]]
+IMPLEMENTATIONS: dict[Kernels, Implementation] = {
     "reference": attend_reference,
     "cpu": attend_native,
     "pallas_tpu": _pallas_tpu,
     "pallas_gpu": _pallas_gpu,
 }
+# There are no kernels for keys that hold their values: whatever multiplies, such attention is XLA's.
+LATENT: dict[Kernels, Implementation] = dict.fromkeys(IMPLEMENTATIONS, attend_reference)

@@ -14,10 +14,10 @@ SMALLEST_SCALED = 1e-30  # a head of smaller numbers is zeros in an int8 cache
 LARGEST_HALF = 65504.0
 
 
-def write(cache: KVCache, layer: Array | int, k: Array, v: Array, step: Step) -> KVCache:
+def write(cache: KVCache, layer: Array | int, k: Array, v: Array | None, step: Step) -> KVCache:
     """Store k, v: [t, k, h] at their tokens' places. Padding is dropped: no page is touched for it.
 
-    The layout is by_token or by_row.
+    The layout is by_token or by_row. `v` is None for a cache without values.
     """
     size, count = cache.page_size, cache.k.shape[1]
     row = jnp.minimum(step.rows, step.lengths.shape[0] - 1)
@@ -29,12 +29,17 @@ def write(cache: KVCache, layer: Array | int, k: Array, v: Array, step: Step) ->
             return pages.at[layer, page, :, offset].set(values, mode="drop")
         return pages.at[layer, page, offset].set(values, mode="drop")
 
-    if cache.k_scale is None or cache.v_scale is None:
-        k, v = (_within(x, cache.k.dtype).astype(cache.k.dtype) for x in (k, v))
-        return replace(cache, k=put(cache.k, k), v=put(cache.v, v))
-    (k, k_scale), (v, v_scale) = quantize(k), quantize(v)
-    new_k, new_v = put(cache.k, k), put(cache.v, v)
-    return replace(cache, k=new_k, v=new_v, k_scale=put(cache.k_scale, k_scale), v_scale=put(cache.v_scale, v_scale))
+    def stored(pages: Array, scales: Array | None, x: Array) -> tuple[Array, Array | None]:
+        if scales is None:
+            return put(pages, _within(x, pages.dtype).astype(pages.dtype)), None
+        numbers, scale = quantize(x)
+        return put(pages, numbers), put(scales, scale)
+
+    new_k, k_scale = stored(cache.k, cache.k_scale, k)
+    if cache.v is None or v is None:
+        return replace(cache, k=new_k, k_scale=k_scale)
+    new_v, v_scale = stored(cache.v, cache.v_scale, v)
+    return replace(cache, k=new_k, v=new_v, k_scale=k_scale, v_scale=v_scale)
 
 
 def quantize(x: Array) -> tuple[Array, Array]:

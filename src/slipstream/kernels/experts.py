@@ -16,7 +16,7 @@ Source: Shazeer et al. 2017 (arXiv:1701.06538); sorting instead of a capacity: G
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from slipstream.kernels.matmul import ACTIVATIONS, ALONE, Activation, Around, dot, dots, gated_mlp, is_leaf, layer_of
+from slipstream.kernels.norm import Norm
 
 # Rows of one block, at least and at most. XLA's CPU products of 2 to 32 rows give a row the same bits; others do not.
 ARRAY_BLOCK = (2, 32)
@@ -91,9 +92,8 @@ def mixture(x: Array, w: Experts, routing: Routing, activation: Activation | Cla
     An expert is down(activation(gate(x)) * up(x)), or `Clamped`'s combination of gate and up. Tokens after the first
     `around.real` are padding: they are given to no expert. Sums over experts are float32, in the order of `routing`.
     """
-    x = around.before(x)
     groups = grouped(routing, around.real)
-    y = routed.dispatch(type(w.gate))(w.gate, x, w, groups, activation)
+    y = routed.dispatch(type(w.gate))(w.gate, x, w, groups, activation, around.norm)
     taken = jnp.where((groups.places < groups.starts[-1])[..., None], y[groups.places].astype(jnp.float32), 0.0)
     mixed = taken[:, 0] * routing.shares[:, :1]
     for j in range(1, routing.experts.shape[1]):
@@ -115,13 +115,17 @@ def grouped(routing: Routing, real: Array | None) -> Groups:
 
 
 @singledispatch
-def routed(gate: Any, x: Array, w: Experts, groups: Groups, activation: Activation | Clamped) -> Array:
-    """The rule of `mixture` for weights of one leaf type: outputs [m, d] of the sorted choices.
+def routed(
+    gate: Any, x: Array, w: Experts, groups: Groups, activation: Activation | Clamped, norm: Norm | None
+) -> Array:
+    """The rule of `mixture` for weights of one leaf type: outputs [m, d] of the sorted choices of x [t, d], normed.
 
     Rows of choices that belong to no expert may hold anything. This one serves every type.
     """
     if is_leaf(gate):
-        return in_blocks(x, w, groups, activation, LEAF_BLOCK)
+        # The norm is left to the products: XLA's does not give a row the same bits among few rows and many.
+        return in_blocks(x, w, groups, activation, LEAF_BLOCK, norm)
+    x = x if norm is None else norm(x)
     on_cpu = partial(in_blocks, activation=activation, block=ARRAY_BLOCK)
     computed: Array = lax.platform_dependent(x, w, groups, cpu=on_cpu, default=partial(ragged, activation=activation))
     return computed
@@ -142,7 +146,14 @@ def ragged(x: Array, w: Experts, groups: Groups, activation: Activation | Clampe
     return product(_combined(activation, opened, other), w.down, w.down_bias)
 
 
-def in_blocks(x: Array, w: Experts, groups: Groups, activation: Activation | Clamped, block: tuple[int, int]) -> Array:
+def in_blocks(
+    x: Array,
+    w: Experts,
+    groups: Groups,
+    activation: Activation | Clamped,
+    block: tuple[int, int],
+    norm: Norm | None = None,
+) -> Array:
     """Outputs [m, d] of the sorted choices, a block of rows of one expert after the other.
 
     A block has as many rows as an expert has choices on average, within `block`: what is empty is computed in vain.
@@ -159,7 +170,8 @@ def in_blocks(x: Array, w: Experts, groups: Groups, activation: Activation | Cla
         first = starts[expert] + (i - (last[expert] - blocks_of[expert])) * size
         own = jax.tree.map(partial(layer_of, index=expert), w, is_leaf=is_leaf)
         taken = lax.dynamic_slice_in_dim(rows, first, size)
-        y = _feed_forward(taken, own, activation, Around(real=jnp.minimum(size, ends[expert] - first)))
+        around = Around(norm=norm, real=jnp.minimum(size, ends[expert] - first))
+        y = _feed_forward(taken, own, activation, around)
         # Rows past the expert's last are of no meaning: the next block overwrites them.
         return lax.dynamic_update_slice_in_dim(out, y, first, axis=0)
 
@@ -172,7 +184,7 @@ def _feed_forward(x: Array, w: Experts, activation: Activation | Clamped, around
         return gated_mlp(x, w.gate, w.up, w.down, activation, around)
     opened, other = dots(("td,df->tf",) * 2, x, (w.gate, w.up), around)
     hidden = _combined(activation, _biased(opened, w.gate_bias), _biased(other, w.up_bias))
-    return _biased(dot("tf,fd->td", hidden, w.down, around), w.down_bias)
+    return _biased(dot("tf,fd->td", hidden, w.down, replace(around, norm=None)), w.down_bias)
 
 
 def _biased(y: Array, bias: Array | None) -> Array:

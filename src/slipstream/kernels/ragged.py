@@ -24,12 +24,13 @@ class KVCache:
     `layout` by_token: `k` and `v` are [l, P, b, k, h]. by_row: [l, P, k, b, h], so that a head's keys are the rows of a
     matrix; the Pallas kernels read that. by_head: `k` is [l, P, k, h, b] and `v` [l, P, k, b, h], so that a vector
     register holds one element of neighbouring keys; only the native CPU kernels read that.
+    `v` is None where a value is the first part of its key (latent attention); that is by_token.
     A cache of int8 has a float32 scale for each token and KV head: `k_scale` and `v_scale`, [l, P, b, k] by_token and
     [l, P, k, b] by_head; a number q stands for q * scale. Others have None.
     """
 
     k: Array
-    v: Array
+    v: Array | None
     layout: Layout = field(default="by_token", metadata={"static": True})
     k_scale: Array | None = None
     v_scale: Array | None = None
@@ -44,19 +45,22 @@ class KVCache:
         head_dim: int,
         dtype: jnp.dtype,
         layout: Layout = "by_token",
+        *,
+        values: bool = True,
     ) -> KVCache:
-        """An empty cache."""
+        """An empty cache. `values`: whether they are stored beside keys."""
         shapes = {
             "by_token": ((page_size, kv_heads, head_dim), (page_size, kv_heads, head_dim)),
             "by_row": ((kv_heads, page_size, head_dim), (kv_heads, page_size, head_dim)),
             "by_head": ((kv_heads, head_dim, page_size), (kv_heads, page_size, head_dim)),
         }
-        k, v = (jnp.zeros((layers, pages, *shape), dtype) for shape in shapes[layout])
+        stored = 2 if values else 1
+        k, *v = (jnp.zeros((layers, pages, *shape), dtype) for shape in shapes[layout][:stored])
         if dtype != jnp.int8:
-            return cls(k, v, layout)
+            return cls(k, v[0] if v else None, layout)
         scales = (page_size, kv_heads) if layout == "by_token" else (kv_heads, page_size)
-        k_scale, v_scale = (jnp.zeros((layers, pages, *scales), jnp.float32) for _ in range(2))
-        return cls(k, v, layout, k_scale, v_scale)
+        k_scale, *v_scale = (jnp.zeros((layers, pages, *scales), jnp.float32) for _ in range(stored))
+        return cls(k, v[0] if v else None, layout, k_scale, v_scale[0] if v else None)
 
     @property
     def page_size(self) -> int:

@@ -9,6 +9,11 @@ Angles = tuple[Array, Array]
 """Cosine and sine of a step's positions, float32 [t, r/2] each: the first r elements of a head are turned."""
 
 
+def unpaired(x: Array) -> Array:
+    """Neighbours 2i and 2i + 1 of the last axis moved to i and i + h/2, the pairs that `rotate` turns."""
+    return jnp.concatenate((x[..., ::2], x[..., 1::2]), axis=-1)
+
+
 def rotate(x: Array, angles: Angles) -> Array:
     """Rotate the pairs (i, i + r/2) of `x` [t, n, h] by the angles of its positions, in float32; r may be below h."""
     cos, sin = (a[:, None, :] for a in angles)

@@ -13,7 +13,20 @@ from jax import Array
 from slipstream.errors import CheckpointError, UnsupportedModel
 from slipstream.kernels.ragged import KVCache, Step
 from slipstream.models.encoder import bert
-from slipstream.models.llm import gemma2, gemma3, granite, llama, mixtral, olmo2, phi3, qwen2, qwen3, qwen3_moe
+from slipstream.models.llm import (
+    deepseek_v3,
+    gemma2,
+    gemma3,
+    gpt_oss,
+    granite,
+    llama,
+    mixtral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+)
 
 
 class ModelConfig(Protocol):
@@ -50,6 +63,7 @@ class Family:
     and with the product where a kernel can. `model_types` and `architectures` are the names in config.json that it
     answers to. `unread`: patterns (of fnmatch) of tensors in its checkpoints that the plan does not ask for, as of an
     image tower. `norm_offset`: what is added to the final norm's weight; its epsilon is the config's `norm_eps`.
+    `latent`: its KV cache holds keys alone, of which a first part is the value.
     """
 
     name: str
@@ -61,6 +75,7 @@ class Family:
     unembed: Callable[..., Array]
     unread: tuple[str, ...] = ()
     norm_offset: float = 0.0
+    latent: bool = False
 
 
 class EncoderConfig(Protocol):
@@ -116,10 +131,11 @@ def _family(
     architectures: tuple[str, ...],
     unread: tuple[str, ...] = (),
     norm_offset: float = 0.0,
+    latent: bool = False,
 ) -> Family:
     name = module.__name__.rpartition(".")[2]
     functions = (module.Config.from_hf, module.plan, module.forward, module.unembed)
-    return Family(name, model_types, architectures, *functions, unread, norm_offset)
+    return Family(name, model_types, architectures, *functions, unread, norm_offset, latent)
 
 
 # LLaMAForCausalLM is how the first conversions spelled it.
@@ -149,6 +165,14 @@ FAMILIES: Final = (
     _family(granite, ("granite",), ("GraniteForCausalLM",)),
     _family(mixtral, ("mixtral",), ("MixtralForCausalLM",)),
     _family(qwen3_moe, ("qwen3_moe",), ("Qwen3MoeForCausalLM",)),
+    _family(gpt_oss, ("gpt_oss",), ("GptOssForCausalLM",)),
+    _family(
+        deepseek_v3,
+        ("deepseek_v2", "deepseek_v3", "kimi_k2"),
+        ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"),
+        unread=("model.layers.61.*",),  # V3's layer that predicts the token after the next
+        latent=True,
+    ),
 )
 
 

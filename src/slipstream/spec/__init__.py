@@ -11,4 +11,7 @@ Shapes are letters, the same everywhere:
 | b | tokens in a page | h | size of one head |
 | l | layers | f | feed-forward hidden |
 | c | tokens of context | v | vocabulary |
+| e | experts | j | experts chosen for a token |
+| z | latent of keys and values | a | latent of queries |
+| r | rotated part of a head | o | size of one head of values |
 """

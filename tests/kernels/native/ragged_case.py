@@ -53,6 +53,7 @@ class Call(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("window", ctypes.c_int64),
         ("soft_cap", ctypes.c_float),
+        ("sinks", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
     ]
 
@@ -93,6 +94,7 @@ class Options:
     rotate: bool = False
     pairs: int | None = None  # that are rotated; None: the whole head
     norm: bool = False  # of the heads of q and k
+    sinks: bool = False
 
 
 @dataclass
@@ -208,6 +210,8 @@ class Step:
         arrays = {"q": q, "k": k, "v": v, "starts": self.starts, "lengths": lengths, "page_table": table, "out": out}
         if o.rotate:
             arrays |= {"cos": cos, "sin": sin}
+        if o.sinks:
+            arrays |= {"sinks": sinks(s.heads)}
         arrays = {name: self.fence(array) for name, array in arrays.items()}
         arrays |= {"cache_k": pool.raw_k, "cache_v": pool.raw_v}
         if o.type == "i8":
@@ -252,6 +256,11 @@ def norm_weights(size: int) -> tuple[np.ndarray, np.ndarray]:
     """The norms' weights of queries and of keys, [h] each."""
     q, k = np.random.default_rng(size).uniform(-0.5, 0.5, size=(2, size)).astype(np.float32)
     return q, k
+
+
+def sinks(heads: int) -> np.ndarray:
+    """A score of each head: far below those of the keys, among them, and far above."""
+    return np.linspace(-30, 9, heads).astype(np.float32)
 
 
 def normed(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -321,6 +330,9 @@ def reference(sequence: Tokens, row: Row, options: Options) -> np.ndarray:
         scores = np.einsum("nh,cnh->nc", held.q[at].astype(np.float64), keys) * keys.shape[-1] ** -0.5
         if options.soft_cap:
             scores = options.soft_cap * np.tanh(scores / options.soft_cap)
+        if options.sinks:
+            scores = np.append(scores, sinks(len(scores))[:, None], axis=1)
+            values = np.append(values, np.zeros_like(values[:1]), axis=0)
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         out[i] = np.einsum("nc,cnh->nh", weights / weights.sum(axis=1, keepdims=True), values)
     return out

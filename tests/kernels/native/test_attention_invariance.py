@@ -14,7 +14,7 @@ LENGTHS = {0: 700, 1: 65, 2: 1, 3: 256, 4: 300}
 OPTIONS = [
     Options(layout="by_head", type="f16", rotate=True),
     Options(layout="by_token", type="bf16", window=100, soft_cap=3.0, norm=True),
-    Options(layout="by_head", window=70),
+    Options(layout="by_head", window=70, sinks=True),
     Options(layout="by_head", type="i8", rotate=True, norm=True),
     Options(layout="by_token", type="i8", window=90),
 ]

@@ -46,6 +46,7 @@ def native(
     norms: tuple[jax.Array, jax.Array],
     layout: str = "by_head",
     aliases: dict[int, int] | None = None,
+    sinks: jax.Array | None = None,
     **attributes: object,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     results = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, *cache))
@@ -55,7 +56,18 @@ def native(
     settings = {"scale": np.float32(0.125), "window": np.int64(0), "soft_cap": np.float32(0), "layout": layout}
     settings |= {f"{x}_norm_{part}": np.float32(at) for x in "qk" for part, at in (("eps", EPS), ("offset", OFFSET))}
     where = step.starts, step.lengths, step.pages
-    out, *new = call(q, k, v, *cache, layer, *where, *angles, *norms, **(settings | attributes))
+    out, *new = call(
+        q,
+        k,
+        v,
+        *cache,
+        layer,
+        *where,
+        *angles,
+        *norms,
+        jnp.zeros(0) if sinks is None else sinks,
+        **(settings | attributes),
+    )
     return out, (new[0], new[1])
 
 
@@ -89,13 +101,21 @@ def test_a_scan_over_layers_equals_the_reference(
     angles = jnp.cos(angle), jnp.sin(angle)
     weights = tuple(jnp.asarray(w) for w in rng.uniform(-0.5, 0.5, size=(2, SIZE if norm else 0)).astype(np.float32))
     norms = (Norm(weights[0], EPS, OFFSET), Norm(weights[1], EPS, OFFSET)) if norm else None
+    sinks = jnp.linspace(-3, 3, HEADS) if norm else None
     one = step()
 
     @jax.jit
     def expected(cache: KVCache, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[KVCache, jax.Array]:
         def layer(cache: KVCache, x: tuple[jax.Array, ...]) -> tuple[KVCache, jax.Array]:
             at, q, k, v = x
-            settings = {"scale": 0.125, "window": window, "soft_cap": cap, "angles": angles, "qk_norm": norms}
+            settings = {
+                "scale": 0.125,
+                "window": window,
+                "soft_cap": cap,
+                "angles": angles,
+                "qk_norm": norms,
+                "sinks": sinks,
+            }
             out, cache = attend(cache, at, q, k, v, one, **settings)
             return cache, out
 
@@ -109,7 +129,7 @@ def test_a_scan_over_layers_equals_the_reference(
         ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
             at, q, k, v = x
             settings = {"window": np.int64(window or 0), "soft_cap": np.float32(cap or 0)}
-            out, cache = native(q, k, v, cache, at, one, angles, weights, layout, **settings)
+            out, cache = native(q, k, v, cache, at, one, angles, weights, layout, sinks=sinks, **settings)
             return cache, out
 
         return jax.lax.scan(layer, cache, (jnp.arange(LAYERS), q, k, v))

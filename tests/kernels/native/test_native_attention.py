@@ -230,6 +230,13 @@ def test_random_rows(seed: int) -> None:
     run(rows, 320, 8, sizes, options, seed=seed)
 
 
+@pytest.mark.parametrize("options", [Options(sinks=True, layout="by_head"), Options(sinks=True, type="i8", window=9)])
+def test_sinks_equal_float64(options: Options) -> None:
+    """One row of a long context is divided among tiles: its sink is counted once."""
+    run(DECODE, 4, 4, options=options)
+    run(MIXED, 160, 8, options=options)
+
+
 def test_large_scores_do_not_overflow() -> None:
     sizes, options = Sizes(), Options()
     sequence = Tokens.random(np.random.default_rng(0), 70, sizes)

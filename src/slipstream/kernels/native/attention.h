@@ -48,6 +48,7 @@ struct Attention {
   float scale;
   int64_t window;                             // keys that a query sees, itself included; 0: all
   float soft_cap;                             // 0: none
+  const float* sinks;                         // [n], or null: a score of each head that every query sees, of a value of zeros
   float* out;                                 // [t, n, h]; rows of padding become 0
 };
 

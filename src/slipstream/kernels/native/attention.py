@@ -24,11 +24,13 @@ def attend_native(
     soft_cap: float | None,
     angles: Angles | None,
     qk_norm: tuple[Norm, Norm] | None,
+    sinks: Array | None,
 ) -> tuple[Array, KVCache]:
     """`kernels.attention.attend` on a CPU. The cache is updated where it lies: the step must be given it donated."""
-    scales = () if cache.k_scale is None else (cache.k_scale, cache.v_scale)
+    assert cache.v is not None, "native kernels need values beside keys"
+    scales = () if cache.k_scale is None or cache.v_scale is None else (cache.k_scale, cache.v_scale)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (cache.k, cache.v, *scales)]
-    aliases = {3: 1, 4: 2} | ({13: 3, 14: 4} if scales else {})
+    aliases = {3: 1, 4: 2} | ({14: 3, 15: 4} if scales else {})
     out = jax.ShapeDtypeStruct(q.shape, jnp.float32)
     call = jax.ffi.ffi_call("slipstream_ffi_attend", [out, *shapes], input_output_aliases=aliases)
     cos, sin = angles or (jnp.zeros((0, 0), jnp.float32),) * 2
@@ -45,6 +47,7 @@ def attend_native(
         sin,
         q_norm.weight.astype(jnp.float32),
         k_norm.weight.astype(jnp.float32),
+        jnp.zeros(0, jnp.float32) if sinks is None else sinks.astype(jnp.float32),
         *scales,
         layout=cache.layout,
         scale=np.float32(scale),

@@ -265,11 +265,25 @@ class TileKernel {
     }
   }
 
+  int64_t head_of(int64_t row) const { return t_.kv_head * shared_ + row % shared_; }
+
+  // Counts the sinks in, after all keys. keep_ becomes what the sums are worth beside them.
+  void count_sinks() const {
+    using F = typename S::F;
+    for (int64_t r = 0; r < padded_; ++r) old_[r] = r < rows_ ? c_.sinks[head_of(r)] : kNothing;
+    for (int64_t r = 0; r < padded_; r += S::lanes) {
+      const F before = S::load(whole_.top + r), sink = S::load(old_ + r), top = S::max(before, sink);
+      const F keep = exponential<S>(S::sub(before, top)), take = exponential<S>(S::sub(sink, top));
+      S::store(whole_.total + r, S::add(S::mul(S::load(whole_.total + r), keep), take));
+      S::store(keep_ + r, keep);
+    }
+  }
+
   void write_output() const {
+    if (c_.sinks) count_sinks();
     for (int64_t r = 0; r < rows_; ++r) {
-      const int64_t head = t_.kv_head * shared_ + r % shared_;
-      float* out = c_.out + ((token_ + r / shared_) * c_.heads + head) * c_.size;
-      const float share = 1.0f / whole_.total[r];
+      float* out = c_.out + ((token_ + r / shared_) * c_.heads + head_of(r)) * c_.size;
+      const float share = (c_.sinks ? keep_[r] : 1.0f) / whole_.total[r];
       for (int64_t d = 0; d < c_.size; ++d) out[d] = whole_.sums[r * stride_ + d] * share;
     }
   }

@@ -2,7 +2,7 @@
 //
 // Operands: q f32[t, n, h], k and v f32[t, k, h], the cache's k and v (f32, f16, bf16 or s8; shapes: CacheLayout), layer i32[],
 // starts i32[s + 1], lengths i32[s], pages i32[s, p], cos and sin f32[t, r/2], of the first r elements of a head, or f32[0, 0] where q and k are not
-// to be rotated, the weights of the norms of q's and k's heads f32[h], or f32[0] for no norm.
+// to be rotated, the weights of the norms of q's and k's heads f32[h], or f32[0] for no norm, sinks f32[n], or f32[0] for none.
 // After them, of a cache of s8, the scales of k and of v, f32.
 // Results: f32[t, n, h], the cache's k and v, and their scales if there are any. Attributes: layout ("by_token" or "by_head"), scale f32, window i64 (0: none),
 // soft_cap f32 (0: none), q_norm_eps, q_norm_offset, k_norm_eps, k_norm_offset f32.
@@ -54,7 +54,7 @@ void note(Traced& trace, const Attention& c, int64_t element_bytes) {
 
 ffi::Error attention(Values q, Values k, Values v, ffi::AnyBuffer cache_k, ffi::AnyBuffer cache_v,
                      ffi::BufferR0<ffi::S32> layer, Numbers starts, Numbers lengths, ffi::BufferR2<ffi::S32> pages, Angles cos,
-                     Angles sin, Weights q_norm, Weights k_norm, ffi::RemainingArgs scales, ffi::Result<Values> out, ffi::Result<ffi::AnyBuffer> new_k, ffi::Result<ffi::AnyBuffer> new_v, ffi::RemainingRets new_scales,
+                     Angles sin, Weights q_norm, Weights k_norm, Weights sinks, ffi::RemainingArgs scales, ffi::Result<Values> out, ffi::Result<ffi::AnyBuffer> new_k, ffi::Result<ffi::AnyBuffer> new_v, ffi::RemainingRets new_scales,
                      std::string_view layout, float scale, int64_t window, float soft_cap, float q_norm_eps,
                      float q_norm_offset, float k_norm_eps, float k_norm_offset) {
   Traced trace;
@@ -124,6 +124,10 @@ ffi::Error attention(Values q, Values k, Values v, ffi::AnyBuffer cache_k, ffi::
   }
   if (q_norm.element_count() > 0) c.q_norm = {q_norm.typed_data(), q_norm_eps, q_norm_offset};
   if (k_norm.element_count() > 0) c.k_norm = {k_norm.typed_data(), k_norm_eps, k_norm_offset};
+  if (sinks.element_count() > 0) {
+    if (!same_shape(sinks, {c.heads})) return wrong("sinks must be [n]");
+    c.sinks = sinks.typed_data();
+  }
   c.layer = *layer.typed_data();
   c.q = q.typed_data(), c.k = k.typed_data(), c.v = v.typed_data();
   c.q_stride = c.heads * c.size, c.k_stride = c.v_stride = c.kv_heads * c.size;
@@ -158,6 +162,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(slipstream_ffi_attend, slipstream::attention,
                                   .Arg<xla::ffi::BufferR2<xla::ffi::S32>>()
                                   .Arg<slipstream::Angles>()
                                   .Arg<slipstream::Angles>()
+                                  .Arg<slipstream::Weights>()
                                   .Arg<slipstream::Weights>()
                                   .Arg<slipstream::Weights>()
                                   .RemainingArgs()

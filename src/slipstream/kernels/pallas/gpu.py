@@ -59,6 +59,7 @@ def attend_gpu(
 def _write(cache: KVCache, layer: Array, k: Array, v: Array, step: Step) -> tuple[Array, Array]:
     """XLA's scatter, which a GPU does in place."""
     written = cache_write.write(cache, layer[0], k, v, step)
+    assert written.v is not None, "values lie beside keys"
     return written.k, written.v
 
 

@@ -11,9 +11,8 @@ from jax import Array
 
 from slipstream.errors import CheckpointError
 from slipstream.kernels.experts import Clamped, Experts, Routing, mixture
-from slipstream.kernels.matmul import Activation, Around
+from slipstream.kernels.matmul import Activation, Around, dot
 from slipstream.models.keys import Keys
-from slipstream.models.llm.blocks import linear
 from slipstream.models.llm.weights import Axes, Leaf
 from slipstream.spec.param import Axis, Param, param
 
@@ -60,10 +59,43 @@ def feed_forward_of_experts(
     w: Moe, x: Array, choose: Callable[[Array], Routing], activation: Activation | Clamped, around: Around
 ) -> Array:
     """The mixture of the experts that `choose` takes by the router's logits, float32 [t, e], for states `x` [t, d]."""
-    h = around.before(x)
-    inside = Around(real=around.real)
-    found = linear("td,de->te", h.astype(jnp.float32), w.router, w.router_bias, inside)
-    return mixture(h, w.experts, choose(found), activation, replace(around, norm=None))
+    found = dot("td,de->te", x, w.router, replace(around, after=None, add=None), dtype=jnp.float32)
+    found = found if w.router_bias is None else found + w.router_bias
+    return mixture(x, w.experts, choose(found), activation, around)
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """How DeepSeek's models choose: `chosen` experts, out of the `open` best of `groups` equal groups.
+
+    `sigmoid`: scores are that of logits, else their softmax. `best`: how many of a group's scores add up to its own.
+    `normalized`: the shares are made to sum to 1. `scale`: factor on them after that.
+    """
+
+    chosen: int
+    groups: int
+    open: int
+    best: int
+    sigmoid: bool
+    normalized: bool
+    scale: float
+
+    def __call__(self, found: Array, correction: Array | None = None) -> Routing:
+        """By logits [t, e]. `correction` [e] is added to the scores for the choice alone, not for the shares."""
+        wide = found.astype(jnp.float32)
+        scores = jax.nn.sigmoid(wide) if self.sigmoid else jax.nn.softmax(wide, axis=-1)
+        wanted = scores if correction is None else scores + correction
+        if self.open < self.groups:
+            by_group = wanted.reshape(wanted.shape[0], self.groups, -1)
+            merit = jnp.sum(jax.lax.top_k(by_group, self.best)[0], axis=-1)
+            taken = jax.lax.top_k(merit, self.open)[1]
+            is_open = jnp.any(taken[:, :, None] == jnp.arange(self.groups), axis=1)
+            wanted = jnp.where(is_open[:, :, None], by_group, -jnp.inf).reshape(wanted.shape)
+        experts = jax.lax.top_k(wanted, self.chosen)[1]
+        shares = jnp.take_along_axis(scores, experts, axis=-1)
+        if self.normalized:
+            shares = shares / (jnp.sum(shares, axis=-1, keepdims=True) + 1e-20)
+        return Routing(experts, shares * self.scale, found.shape[-1])
 
 
 def softmax_top_k(found: Array, *, chosen: int, normalized: bool) -> Routing:

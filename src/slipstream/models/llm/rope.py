@@ -51,12 +51,14 @@ class Rope:
     `frequencies`: radians a position for each of the r/2 pairs. The first r elements of a head are turned, element i
     with element i + r/2; in most models that is the whole head.
     `magnitude`: factor on sine and cosine (yarn, longrope). `growth`: dynamic NTK, else None. `short`: of longrope.
+    `sharpness`: factor on attention's scores, which DeepSeek's models take from yarn's mscale_all_dim; others do not.
     """
 
     frequencies: tuple[float, ...]
     magnitude: float = 1.0
     growth: Growth | None = None
     short: Short | None = None
+    sharpness: float = 1.0
 
     def angles(self, positions: Array) -> tuple[Array, Array]:
         """Cosine and sine, each float32 [t, r/2], at `positions` i32[t]."""
@@ -149,7 +151,8 @@ def _yarn(keys: Keys, given: _Given) -> Rope:
     if low == high:
         high += 0.001
     ramp = np.clip((np.arange(given.turned // 2) - low) / (high - low), 0, 1)
-    return _rope(given.plain * (1 - ramp) + given.plain / factor * ramp, magnitude)
+    table = _rope(given.plain * (1 - ramp) + given.plain / factor * ramp, magnitude)
+    return replace(table, sharpness=_heat(factor, mscale_all_dim or 0.0) ** 2)
 
 
 def _llama3(keys: Keys, given: _Given) -> Rope:

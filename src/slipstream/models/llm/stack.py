@@ -55,8 +55,11 @@ def stack(
     step: Step,
     cache: KVCache,
     kinds: Sequence[Kind],
+    before: int = 0,
 ) -> tuple[Array, KVCache]:
     """Run `block(w, x, step, cache, layer, kind) -> (x, cache)` over all layers of stacked `weights`.
+
+    `before`: layers of the model that come before these, whose weights have another form; `layer` counts them too.
 
     Whole periods of `kinds` are scanned, and inside a period each run of equal kinds; the layers that do not fill a
     period follow. So a block is compiled once a run (Gemma 3: twice, and once for the rest), with its kind static.
@@ -70,7 +73,7 @@ def stack(
 
             def one(layer: Array | int, carry: Carry, kind: Kind = kind) -> Carry:
                 w = jax.tree.map(partial(layer_of, index=layer), weights, is_leaf=is_leaf)
-                return block(w, carry[0], step, carry[1], jnp.asarray(layer, jnp.int32), kind)
+                return block(w, carry[0], step, carry[1], jnp.asarray(before + layer, jnp.int32), kind)
 
             last = first + count
             carry = one(first, carry) if count == 1 else _loop(first, last, 1, one, carry)
