@@ -318,3 +318,14 @@ def test_every_field_of_a_request_is_special_or_known_to_a_quick_draw() -> None:
     quick = {"temperature", "top_k", "top_p", "min_p", "seed"}
     elsewhere = {"max_tokens", "stop_token_ids", "prompt_logprobs"}  # the scheduler's, and the prompt's own computation
     assert special | quick | elsewhere == set(TokenSampling.__struct_fields__)
+
+
+def test_what_a_tpu_computes_in_turns_is_the_same() -> None:
+    logits = jax.random.normal(jax.random.key(0), (3, 50)).at[1, 7].set(9.0).at[1, 30].set(9.0)
+    for ours, theirs in zip(sampler._top_k_by_turns(logits), sampler._top_k(logits), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    ids = jnp.array([[3, 3, 50], [49, 50, 0], [50, 50, 50]])
+    values = jnp.arange(9.0).reshape(3, 3)
+    expected = logits.at[0, 3].add(1.0).at[1, 49].add(3.0).at[1, 0].add(5.0)
+    np.testing.assert_array_equal(sampler._by_row(sampler._add_to, logits, ids, values), expected)
+    np.testing.assert_array_equal(sampler._one_by_one(sampler._add_to, logits, ids, values), expected)

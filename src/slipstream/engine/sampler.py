@@ -48,8 +48,13 @@ def sample(
     `slot` i32[s] is each row's slot, `lengths` i32[s] the position that its token will have. `count` i32[]: how many
     rows there are; those after them may get any token.
     """
-    wants = slots.wishes(slot)
     rows = jnp.int32(logits.shape[0]) if count is None else count
+    return CHOOSE[kernels](adjusted_where_asked(logits, slots, slot, lengths), slots, slot, lengths, rows)
+
+
+def adjusted_where_asked(logits: Array, slots: Slots, slot: Array, lengths: Array) -> Array:
+    """Logits with the bias, bans and penalties of the rows that have any."""
+    wants = slots.wishes(slot)
     special = (
         (wants.bias_ids[:, 0] != NO_TOKEN)
         | (wants.bad_words[:, 0, -1] != NO_TOKEN)
@@ -58,8 +63,7 @@ def sample(
         | (wants.frequency_penalty != 0)
         | (wants.presence_penalty != 0)
     )
-    logits = _when(special, lambda x: adjusted(x, slots.rows(slot), lengths), logits)
-    return CHOOSE[kernels](logits, slots, slot, lengths, rows)
+    return _when(special, lambda x: adjusted(x, slots.rows(slot), lengths), logits)
 
 
 def quick_sample(logits: Array, slots: Slots, slot: Array, lengths: Array, *, count: Array, kernels: Kernels) -> Array:
@@ -119,14 +123,13 @@ QUICK: dict[Kernels, Choose] = {**_XLA, "cpu": choose_natively}
 
 def add_bias(logits: Array, rows: Slots) -> Array:
     """Add each row's logit_bias."""
-    row = jnp.arange(logits.shape[0])[:, None]
-    return logits.at[row, _or_outside(rows.bias_ids, logits)].add(rows.bias, mode="drop")
+    return _by_row(_add_to, logits, _or_outside(rows.bias_ids, logits), rows.bias)
 
 
 def ban_stops(logits: Array, rows: Slots, lengths: Array) -> Array:
     """Ban stop tokens in rows that are still below min_tokens."""
     ids = jnp.where((lengths < rows.min_len)[:, None], rows.stop_ids, NO_TOKEN)
-    return logits.at[jnp.arange(logits.shape[0])[:, None], _or_outside(ids, logits)].set(BANNED, mode="drop")
+    return _by_row(_ban, logits, _or_outside(ids, logits))
 
 
 def ban_words(logits: Array, rows: Slots, lengths: Array) -> Array:
@@ -138,7 +141,7 @@ def ban_words(logits: Array, rows: Slots, lengths: Array) -> Array:
     start, last = rows.bad_words[..., :-1], rows.bad_words[..., -1]
     match = jnp.all((start == NO_TOKEN) | (start == tail[:, None]), axis=-1)
     ids = jnp.where(match, last, NO_TOKEN)
-    return logits.at[jnp.arange(logits.shape[0])[:, None], _or_outside(ids, logits)].set(BANNED, mode="drop")
+    return _by_row(_ban, logits, _or_outside(ids, logits))
 
 
 def penalise(logits: Array, rows: Slots, lengths: Array) -> Array:
@@ -146,11 +149,10 @@ def penalise(logits: Array, rows: Slots, lengths: Array) -> Array:
     position = jnp.arange(rows.history.shape[1])
     written = position < lengths[:, None]
     output = written & (position >= rows.prompt_len[:, None])
-    row = jnp.arange(logits.shape[0])[:, None]
 
     def count(mask: Array) -> Array:
         ids = _or_outside(jnp.where(mask, rows.history, NO_TOKEN), logits)
-        return jnp.zeros(logits.shape, jnp.float32).at[row, ids].add(1.0, mode="drop")
+        return _by_row(_add_to, jnp.zeros(logits.shape, jnp.float32), ids, jnp.ones(ids.shape, jnp.float32))
 
     produced = count(output)
     seen = (produced > 0) | (count(written & ~output) > 0)
@@ -231,7 +233,7 @@ def logprobs_of(logits: Array, chosen: Array) -> Logprobs:
     """Log probabilities under softmax(logits), logits f32[r, v], of `chosen` i32[r] and of the MAX_LOGPROBS best."""
     norm = jax.nn.logsumexp(logits, axis=-1)
     own = jnp.take_along_axis(logits, chosen[:, None], axis=1)[:, 0]
-    top, ids = lax.top_k(logits, min(MAX_LOGPROBS, logits.shape[1]))
+    top, ids = lax.platform_dependent(logits, tpu=_top_k_by_turns, default=_top_k)
     rank = 1 + jnp.sum(logits > own[:, None], axis=-1, dtype=jnp.int32)
     return Logprobs(own - norm, rank, ids.astype(jnp.int32), top - norm[:, None])
 
@@ -242,6 +244,51 @@ def no_logprobs(rows: int, vocab: int) -> Logprobs:
     return Logprobs(
         jnp.zeros(rows), jnp.zeros(rows, jnp.int32), jnp.zeros((rows, best), jnp.int32), jnp.zeros((rows, best))
     )
+
+
+def _top_k(logits: Array) -> tuple[Array, Array]:
+    """The MAX_LOGPROBS best of each row, best first."""
+    top, ids = lax.top_k(logits, min(MAX_LOGPROBS, logits.shape[1]))
+    return top, ids
+
+
+def _top_k_by_turns(logits: Array) -> tuple[Array, Array]:
+    """The same: the best, then the best of the others, and so on.
+
+    For a TPU's compiler `top_k` of a vocabulary is a sort, which takes it half a minute.
+    """
+    rows, vocab = logits.shape
+    count = min(MAX_LOGPROBS, vocab)
+    index = jnp.arange(vocab, dtype=jnp.int32)
+
+    def turn(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        left, top, ids = carry
+        best = jnp.argmax(left, axis=-1).astype(jnp.int32)
+        top, ids = top.at[:, i].set(jnp.max(left, axis=-1)), ids.at[:, i].set(best)
+        return jnp.where(index == best[:, None], -jnp.inf, left), top, ids
+
+    start = (logits, jnp.zeros((rows, count), logits.dtype), jnp.zeros((rows, count), jnp.int32))
+    _, top, ids = lax.fori_loop(0, count, turn, start)
+    return top, ids
+
+
+def _by_row(change: Callable[..., Array], *arrays: Array) -> Array:
+    """`change` of each row. Scattering into all rows at once is a sort for a TPU's compiler, which takes it minutes."""
+    changed: Array = lax.platform_dependent(*arrays, tpu=partial(_one_by_one, change), default=jax.vmap(change))
+    return changed
+
+
+def _one_by_one(change: Callable[..., Array], *arrays: Array) -> Array:
+    mapped: Array = lax.map(lambda row: change(*row), arrays)
+    return mapped
+
+
+def _add_to(row: Array, ids: Array, values: Array) -> Array:
+    return row.at[ids].add(values, mode="drop")
+
+
+def _ban(row: Array, ids: Array) -> Array:
+    return row.at[ids].set(BANNED, mode="drop")
 
 
 def _heated(logits: Array, rows: Slots) -> Array:

@@ -35,7 +35,9 @@ def chunk_blocks(step: Step, tokens: int, size: int, multiple: int = 1) -> Query
     most = -(-tokens // size) + min(counts.shape[0], tokens // 2)
     most += -most % multiple
     index = jnp.arange(most, dtype=jnp.int32)
-    row = jnp.minimum(jnp.searchsorted(ends, index, side="right").astype(jnp.int32), counts.shape[0] - 1)
+    row = jnp.minimum(
+        jnp.searchsorted(ends, index, side="right", method="compare_all").astype(jnp.int32), counts.shape[0] - 1
+    )
     first = step.starts[row] + (index - (ends[row] - of_row[row])) * size
     token = first[:, None] + jnp.arange(size, dtype=jnp.int32)
     real = (index < ends[-1])[:, None] & (token < step.starts[row + 1][:, None])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from slipstream.errors import ConfigError
 from slipstream.kernels.norm import Norm
@@ -59,7 +59,7 @@ def plan_of(blocks: QueryBlocks, step: Step, tokens: int, window: int | None, co
     size = counts.shape[0]
     index = jnp.arange(size, dtype=jnp.int32)
     own = jnp.where(counts > 0, index, size)
-    from_here = jnp.flip(jnp.minimum.accumulate(jnp.flip(own)))
+    from_here = lax.cummin(own, reverse=True)
     follows = jnp.append(from_here[1:], jnp.int32(size)).astype(jnp.int32)
     return BlockPlan(blocks.rows.astype(jnp.int32), firsts, counts, begins, ends, follows)
 

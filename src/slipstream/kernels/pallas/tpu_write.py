@@ -41,7 +41,9 @@ def tiles_of(step: Step, tokens: int, page_size: int, tile: int) -> Tiles:
     ends = jnp.cumsum(of_row)
     most = min(tokens, tokens // tile + 2 * counts.shape[0])
     index = jnp.clip(jnp.arange(most, dtype=jnp.int32), 0, jnp.maximum(ends[-1] - 1, 0))
-    row = jnp.minimum(jnp.searchsorted(ends, index, side="right").astype(jnp.int32), counts.shape[0] - 1)
+    row = jnp.minimum(
+        jnp.searchsorted(ends, index, side="right", method="compare_all").astype(jnp.int32), counts.shape[0] - 1
+    )
     number = begins[row] + index - (ends[row] - of_row[row])
     position = number[:, None] * tile + jnp.arange(tile, dtype=jnp.int32)
     token = step.starts[row][:, None] + position - (step.lengths - counts)[row][:, None]
