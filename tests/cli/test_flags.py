@@ -22,7 +22,7 @@ from slipstream.cli.chat import ChatOptions
 from slipstream.cli.embed import EmbedOptions
 from slipstream.cli.env import EnvOptions
 from slipstream.cli.generate import GenerateOptions
-from slipstream.cli.main import build
+from slipstream.cli.main import _renamed, build
 from slipstream.cli.models import ModelsOptions
 from slipstream.engine.config import EngineConfig
 from slipstream.server.config import ServerConfig
@@ -105,6 +105,11 @@ def test_the_reading_test_can_fail() -> None:
         nobody_reads_this: int = 0
 
     assert "nobody_reads_this" not in set(_reads(Settings))
+
+
+def test_vllms_names_stand_for_ours() -> None:
+    given = ["serve", "--tensor-parallel-size", "4", "--data-parallel-size=2", "--", "--enable-expert-parallel"]
+    assert _renamed(given) == ["serve", "--tp", "4", "--dp=2", "--", "--enable-expert-parallel"]
 
 
 def test_values_reach_the_dataclasses() -> None:

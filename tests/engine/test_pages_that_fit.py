@@ -15,7 +15,7 @@ KIB = 1024
 
 
 def pages(free: int, **asked: Any) -> int:
-    values: dict[str, Any] = {"most": 10**9, "least": 1, "kv_bytes": None, "on_cpu": True} | asked
+    values: dict[str, Any] = {"most": 10**9, "least": 1, "kv_bytes": None, "most_kv_bytes": CPU_KV_LIMIT} | asked
     return pages_for(KV, Budget(free + 300, 200, 100), **values)
 
 
@@ -39,4 +39,5 @@ def test_one_sequence_of_the_length_asked_for_still_fits(least: int) -> None:
 
 
 def test_an_accelerators_memory_is_taken_to_the_same_grid() -> None:
-    assert pages(5000 * KIB, on_cpu=False) == pages(4990 * KIB, on_cpu=False) == 4864
+    limit = 10**9
+    assert pages(5000 * KIB, most_kv_bytes=limit) == pages(4990 * KIB, most_kv_bytes=limit) == 4864

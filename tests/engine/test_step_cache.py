@@ -26,7 +26,7 @@ class Compiles:
 
     def __init__(self, folder: Path, **facts: Any) -> None:
         self.count = 0
-        self.cache = StepCache(Store(folder, 2**30), facts, jax.devices()[0])
+        self.cache = StepCache(Store(folder, 2**30), facts, jax.devices()[:1])
 
     def get(self, arguments: tuple[Any, ...] = ARGUMENTS, **facts: Any) -> Any:
         def function() -> Any:
@@ -110,7 +110,7 @@ def test_nothing_is_kept_where_it_may_have_come_out_of_xlas_cache(tmp_path: Path
 
 def test_without_a_store_everything_is_compiled() -> None:
     made = []
-    cache = StepCache(None, {}, jax.devices()[0])
+    cache = StepCache(None, {}, jax.devices()[:1])
     for _ in range(2):
         cache.get("step", lambda: made.append(1) or jax.jit(step), ARGUMENTS)
     assert len(made) == 2
@@ -126,14 +126,14 @@ def test_a_folder_that_cannot_be_written_is_not_fatal(tmp_path: Path) -> None:
 
 def test_the_facts_name_code_machine_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     device = jax.devices()[0]
-    facts = origin.compile_facts(device)
-    assert facts == origin.compile_facts(device)
+    facts = origin.compile_facts([device])
+    assert facts == origin.compile_facts([device])
     assert facts["versions"] == {"jax": jax.__version__, "jaxlib": jax.lib.__version__}
     assert facts["settings"]["jax_enable_x64"] == "False"
     for variable in ("XLA_FLAGS", origin.library.XLA_THREADS_VARIABLE):
         with monkeypatch.context() as changed:
             changed.setenv(variable, "7")
-            assert origin.compile_facts(device) != facts
+            assert origin.compile_facts([device]) != facts
 
 
 def test_the_code_hash_follows_each_source_and_packing_the_library(

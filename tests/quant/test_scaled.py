@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 
+import jax
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slipstream.checkpoint.loading import blocks_of, read
+from slipstream.engine.assembly import OnDevice
 from slipstream.quant.leaf import form_of
 from slipstream.quant.scaled import regrouped, split_block, spread, values_of
 from slipstream.spec.param import Axis, Dims, Param, Part
@@ -83,7 +86,7 @@ def test_leaves_and_plain_arrays_hold_the_same_values() -> None:
             stored = blocks_of(param, source)
             form = form_of(param, stored, np.dtype(np.float32))
             assert form is not None
-            leaf = form.read([one for one in stored if isinstance(one, Scaled)], None)
+            leaf = form.read([one for one in stored if isinstance(one, Scaled)], partial(OnDevice, jax.devices()[0]))
             abstract = form.abstract()
             assert leaf.values.shape == param.shape == abstract.values.shape
             assert leaf.scales.shape == abstract.scales.shape

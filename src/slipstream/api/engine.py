@@ -85,7 +85,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `policy`: the order of waiting requests; a request's priority means something under `priority` only.
     `memory_fraction`: the share of the device's memory that the engine was given. `pooling`: set where it makes vectors
-    or scores of texts; it generates nothing then.
+    or scores of texts; it generates nothing then. Bytes are
+    those of one device, pages and sequences those of all replicas.
     """
 
     model: str

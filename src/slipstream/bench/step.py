@@ -104,6 +104,7 @@ def run(
     config = replace(config, max_seqs=max(config.max_seqs, *options.streams))
     config = replace(config, max_batched_tokens=max(config.max_batched_tokens, config.max_seqs, options.prompt))
     engine = build(checkpoint, config, progress)
+    assert isinstance(engine, Engine), "one device has no replicas"
     ceilings = measure()
     found = [_decode(engine, streams, options) for streams in options.streams]
     if options.prompt:

@@ -22,6 +22,7 @@ ALLOWED_UNUSED = ("*.rotary_emb.inv_freq", "rope_freqs.weight", "rope_factors_*.
 
 Place = Callable[[Param, str, np.ndarray], Any]
 PlaceBlocks = Callable[[Param, Sequence[Stored | None]], Any]
+PlaceParts = Callable[[Param, Iterable[np.ndarray]], Any]
 
 
 def check(plan: Any, source: Source, *, allowed_unused: Collection[str] = ()) -> None:
@@ -59,6 +60,7 @@ def load(
     place: Place,
     *,
     place_blocks: PlaceBlocks = lambda param, blocks: None,
+    place_parts: PlaceParts = lambda param, tensors: None,
     progress: Progress = silent,
     allowed_unused: Collection[str] = (),
 ) -> Any:
@@ -70,7 +72,9 @@ def load(
     nobody else holds it. Leaves are read one after the other: the host holds one at a time besides what `place` keeps.
 
     `place_blocks(param, blocks)` is asked first: with the tensors as they are stored (None for one that the source
-    computes from what is stored) it may make the leaf itself, or decline with None.
+    computes from what is stored) it may make the leaf itself, or decline with None. `place_parts(param, tensors)` is
+    asked next: the tensors come one after the other, in the order of `param.names`, in our axes and as views of the
+    file where they can be, so that it may read less than all of each.
 
     Raises CheckpointError, before anything is read, unless names and shapes fit (see `check`).
     """
@@ -84,6 +88,8 @@ def load(
         nonlocal done
         path, _ = next(paths)  # map_params visits the leaves in the order of params
         placed = place_blocks(param, blocks_of(param, source))
+        if placed is None:
+            placed = place_parts(param, (_arranged(param, source.read(name)) for name in param.names))
         if placed is None:
             placed = place(param, path, read(param, source))
         done += param.size

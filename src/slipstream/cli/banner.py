@@ -50,15 +50,16 @@ class Banner:
     def facts(self) -> list[str]:
         """What the engine is, a line each."""
         info = self.info
-        tokens = info.num_pages * info.page_size
+        tokens, each = info.num_pages * info.page_size, " each" * (info.num_devices > 1)
         held = (
             f"no KV cache: texts of at most {info.max_model_len:,} tokens, {info.max_batched_tokens:,} tokens a step"
             if not info.kv_bytes
-            else f"KV cache {format_bytes(info.kv_bytes)} ({info.kv_dtype}): {tokens:,} tokens in {info.num_pages:,} "
-            f"pages; {info.max_seqs} sequences at a time, each of at most {info.max_model_len:,} tokens"
+            else f"KV cache {format_bytes(info.kv_bytes)}{each} ({info.kv_dtype}): {tokens:,} tokens in "
+            f"{info.num_pages:,} pages; {info.max_seqs} sequences at a time, "
+            f"each of at most {info.max_model_len:,} tokens"
         )
         return [
-            f"{info.dtype} on {info.num_devices} x {info.device}; weights {format_bytes(info.weight_bytes)}",
+            f"{info.dtype} on {info.num_devices} x {info.device}; weights {format_bytes(info.weight_bytes)}{each}",
             held,
             f"ready after {self.seconds:.1f} s ({info.num_shapes} step shapes, compiled or read from the cache in "
             f"{info.compile_seconds:.1f} s)",

@@ -101,7 +101,7 @@ async def _answer(
     with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers on loops
         # As Ctrl-C does: the worker and its socket are closed, not left behind.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, current.cancel)
-    concurrency = options.concurrency or 2 * engine.max_seqs
+    concurrency = options.concurrency or 2 * engine.max_seqs * engine.dp
     with StageBars() as bars:
         async with _client(options, engine, concurrency, bars) as http:
             count = 0

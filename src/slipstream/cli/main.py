@@ -29,6 +29,13 @@ COMMANDS = {
 }
 """Every command is `slipstream.cli.NAME:NAME`."""
 
+ALIASES = {
+    "--tensor-parallel-size": "--tp",
+    "--data-parallel-size": "--dp",
+    "--enable-expert-parallel": "--ep",
+}
+"""vLLM's names of flags that have a shorter one here."""
+
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
@@ -57,7 +64,7 @@ def build() -> App:
 
 def run(tokens: Sequence[str]) -> int:
     """Run one command line and return its exit code: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
-    tokens, debug = _take_debug(tokens)
+    tokens, debug = _take_debug(_renamed(tokens))
     try:
         code = build()(tokens, print_error=False, exit_on_error=False)
     except CycloptsError as error:
@@ -75,6 +82,13 @@ def run(tokens: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     return code if isinstance(code, int) else 0
+
+
+def _renamed(tokens: Sequence[str]) -> list[str]:
+    """The tokens with the names of ALIASES in place, as `--flag value` and as `--flag=value`, up to a `--`."""
+    end = tokens.index("--") if "--" in tokens else len(tokens)
+    parts = [token.partition("=") for token in tokens[:end]]
+    return ["".join((ALIASES.get(name, name), equals, value)) for name, equals, value in parts] + list(tokens[end:])
 
 
 def _take_debug(tokens: Sequence[str]) -> tuple[list[str], bool]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -21,10 +22,12 @@ from slipstream.checkpoint.quantized.rounded import RoundedSource
 from slipstream.engine.compiles import CompileCounter, store_of
 from slipstream.engine.config import EngineConfig
 from slipstream.engine.loop import Engine
-from slipstream.engine.memory import KVShape, device_limit, kv_dtype
+from slipstream.engine.lowering import Lowering
+from slipstream.engine.memory import KVShape, device_limit, kv_dtype, most_kv_bytes
 from slipstream.engine.origin import compile_facts, packing_facts
 from slipstream.engine.pages import PagePool
 from slipstream.engine.placement import Placement
+from slipstream.engine.replicas import Replicas
 from slipstream.engine.runner import JaxRunner
 from slipstream.engine.scheduler import Scheduler
 from slipstream.engine.shapes import ShapePolicy
@@ -34,15 +37,20 @@ from slipstream.errors import ConfigError
 from slipstream.hardware.allocator import give_back_freed_memory, keep_freed_memory
 from slipstream.kernels.native import library
 from slipstream.kernels.packed import any_packed
+from slipstream.kernels.ragged import Kernels
 from slipstream.models.llm.stack import within
 from slipstream.models.registry import Family, ModelConfig, family
+from slipstream.parallel.fit import check_fit
+from slipstream.parallel.mesh import make_mesh, replicas
+from slipstream.parallel.rules import rules_of
+from slipstream.parallel.spread import heads_of
 from slipstream.quant.rounding import SCHEMES
 from slipstream.spec.source import Checkpoint
 
 logger = logging.getLogger(__name__)
 
 
-def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = silent) -> Engine:
+def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = silent) -> Engine | Replicas:
     """An engine that can take requests. `progress` gets the stages "load" (weights) and "compile" (shapes).
 
     Raises UnsupportedModel, CheckpointError, ConfigError or OutOfMemory, before anything large is read where possible.
@@ -54,54 +62,72 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
     model: ModelConfig = members.from_hf(checkpoint.config)
     max_len = _max_model_len(config, model)
     model = within(model, max_len)
-    device = jax.local_devices()[0]
-    if device.platform == "cpu":
+    groups = replicas(jax.local_devices(), config.tp, config.dp)
+    if groups[0][0].platform == "cpu":
         keep_freed_memory()
-    limit = device_limit(device, config.memory_fraction)
-    dtype = _dtype(config.dtype, jnp.dtype(jnp.float32 if device.platform == "cpu" else jnp.bfloat16))
-    held = kv_dtype(config.kv_dtype, dtype, device.platform)
-    kv = KVShape(model.layers, model.kv_heads, model.head_dim, config.page_size, held, values=not members.latent)
-    pages_each = -(-max_len // config.page_size)
-    shapes = ShapePolicy(config.max_seqs, config.max_batched_tokens, pages_each)
-
-    placement = Placement(device, dtype, _native(config, device), config.cpu_precision)
     plan = members.plan(model)
+    check_fit(plan, model.kv_heads, config.tp, rules_of(experts=config.ep, tokens=config.sp))
     if config.quantization is not None:
         rounded = RoundedSource(checkpoint.source, plan, SCHEMES[config.quantization])
         checkpoint = replace(checkpoint, source=rounded)
     check(plan, checkpoint.source, allowed_unused=members.unread)
-    report = _one_at_a_time(progress)
-    abstract = placement.abstract(plan, checkpoint.source)
-    runner = JaxRunner(
-        members,
-        model,
-        abstract,
-        kv,
-        shapes,
-        config.max_seqs,
-        device,
-        "cpu" if placement.native else "reference",
-        StepCache(store_of(config.compile_cache, "steps"), compile_facts(device), device),
-    )
+    parts = _Parts(checkpoint, config, members, model, plan, max_len, _native(config, groups))
+    engines = [_engine(parts, devices, compiles, _one_at_a_time(progress)) for devices in groups]
+    compiles.mark_ready()
+    return engines[0] if len(engines) == 1 else Replicas(engines)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What all replicas have in common."""
+
+    checkpoint: Checkpoint
+    config: EngineConfig
+    family: Family
+    model: ModelConfig
+    plan: Any
+    max_len: int
+    native: bool
+
+
+def _engine(parts: _Parts, devices: Sequence[jax.Device], compiles: CompileCounter, progress: Progress) -> Engine:
+    """One replica on its devices."""
+    config, model, device = parts.config, parts.model, devices[0]
+    count = config.tp * config.dp
+    mesh = make_mesh(devices, model.kv_heads) if count > 1 else None
+    rules = rules_of(experts=config.ep, tokens=config.sp)
+    dtype = _dtype(config.dtype, jnp.dtype(jnp.float32 if device.platform == "cpu" else jnp.bfloat16))
+    held = kv_dtype(config.kv_dtype, dtype, device.platform)
+    heads = None if mesh is None else heads_of(mesh, rules)
+    sizes = (model.layers, model.kv_heads, model.head_dim, config.page_size)
+    kv = KVShape(*sizes, held, values=not parts.family.latent, heads=heads)
+    kernels: Kernels = "cpu" if parts.native else "reference"
+    lowering = Lowering(parts.family, model, kv, config.max_seqs, parts.max_len, kernels, mesh)
+    shapes = ShapePolicy(config.max_seqs, config.max_batched_tokens, lowering.pages_per_row)
+    placement = Placement(device, dtype, parts.native, config.cpu_precision, mesh, rules)
+    abstract = placement.abstract(parts.plan, parts.checkpoint.source)
+    steps = StepCache(store_of(config.compile_cache, "steps"), compile_facts(devices), devices)
+    runner = JaxRunner(lowering, abstract, shapes, steps)
+    limit = device_limit(device, config.memory_fraction, count)
     started = time.monotonic()
     with ThreadPoolExecutor(1) as pool:  # reading weights and compiling need nothing of each other
-        weights = pool.submit(_weights, checkpoint, plan, placement, abstract, members, config, report)
+        weights = pool.submit(_weights, parts, placement, abstract, progress)
         budget, pages = runner.compile(
             limit=limit,
-            most_pages=config.max_seqs * pages_each,
-            least_pages=1 if config.max_model_len is None else pages_each,
+            most_kv_bytes=most_kv_bytes(device, count, limit),
+            most_pages=config.max_seqs * lowering.pages_per_row,
+            least_pages=1 if config.max_model_len is None else lowering.pages_per_row,
             kv_bytes=config.kv_bytes,
-            max_model_len=max_len,
-            progress=report,
+            progress=progress,
         )
         compile_seconds = time.monotonic() - started
         runner.weights = weights.result()
     runner.warm_up()
     if device.platform == "cpu":
         give_back_freed_memory()
-    max_len = min(max_len, pages * config.page_size)
+    max_len = min(parts.max_len, pages * config.page_size)
     info = EngineInfo(
-        model=str(checkpoint.path.name),
+        model=str(parts.checkpoint.path.name),
         vocab_size=model.vocab_size,
         max_model_len=max_len,
         max_seqs=config.max_seqs,
@@ -115,41 +141,33 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
         kv_dtype=str(held),
         platform=device.platform,
         device=device.device_kind,
-        num_devices=1,
+        num_devices=len(devices),
         compile_seconds=compile_seconds,
         num_shapes=len(shapes.all()),
         policy=config.policy,
         prefix_caching=config.prefix_caching,
         memory_fraction=config.memory_fraction,
     )
-    compiles.mark_ready()
     return Engine(Scheduler(config, PagePool(pages), shapes, max_len), runner, info, compiles)
 
 
-def _weights(
-    checkpoint: Checkpoint,
-    plan: Any,
-    placement: Placement,
-    abstract: Any,
-    members: Family,
-    config: EngineConfig,
-    progress: Progress,
-) -> Any:
+def _weights(parts: _Parts, placement: Placement, abstract: Any, progress: Progress) -> Any:
     """The weights on the device: as an earlier start packed them, or read and packed now."""
-    files = fingerprint(checkpoint) if any_packed(abstract) else None
-    store = store_of(config.weight_cache, "weights")
+    files = fingerprint(parts.checkpoint) if any_packed(abstract) else None
+    store = store_of(parts.config.weight_cache, "weights")
     cache = None if files is None or store is None else WeightCache(store, files, packing_facts())
     weights = None if cache is None else cache.read(abstract, placement.device)
     if weights is not None:
         progress("load weights", 1, 1)
         return weights
     weights = load(
-        plan,
-        checkpoint.source,
+        parts.plan,
+        parts.checkpoint.source,
         placement.place,
         place_blocks=placement.place_blocks,
+        place_parts=placement.place_parts,
         progress=progress,
-        allowed_unused=members.unread,
+        allowed_unused=parts.family.unread,
     )
     if cache is not None:
         cache.keep(abstract, weights)
@@ -168,20 +186,23 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len
 
 
-def _native(config: EngineConfig, device: jax.Device) -> bool:
+def _native(config: EngineConfig, groups: Sequence[Sequence[jax.Device]]) -> bool:
     """Whether the native kernels run. Raises ConfigError where they were asked for and cannot; says so once where they
-    would have been used and are not there.
+    would have been used and are not there, or not for so many devices.
     """
-    if config.kernels == "xla" or (config.kernels == "auto" and device.platform != "cpu"):
+    platform, count = groups[0][0].platform, sum(map(len, groups))
+    if config.kernels == "xla" or (config.kernels == "auto" and platform != "cpu"):
         return False
-    if device.platform != "cpu":
-        raise ConfigError(f"--kernels cpu needs a CPU, this is a {device.platform}: use --kernels auto")
+    if platform != "cpu":
+        raise ConfigError(f"--kernels cpu needs a CPU, this is a {platform}: use --kernels auto")
     missing = library.reason()
+    if count > 1:
+        missing = f"the native CPU kernels run on one device, --tp {config.tp} and --dp {config.dp} need {count}"
     if missing is None:
         return True
     if config.kernels == "cpu":
         raise ConfigError(missing)
-    logger.warning(missing)
+    logger.warning("%s: XLA's own code runs" if count > 1 else "%s", missing)
     return False
 
 

@@ -41,6 +41,8 @@ def build_pooling(checkpoint: Checkpoint, config: EngineConfig, progress: Progre
 
     `progress` gets the stages "load" and "compile". Raises as `build.build` does.
     """
+    if config.tp * config.dp > 1:
+        raise ConfigError("models that make vectors or scores run on one device: leave --tp and --dp out")
     library.use_threads(config.cpu_threads)  # before XLA starts, which looking for devices does
     compiles = CompileCounter()
     model = pooling_model(checkpoint)
@@ -60,7 +62,7 @@ def build_pooling(checkpoint: Checkpoint, config: EngineConfig, progress: Progre
     # To the scheduler a vector is a reply of one token, for which there must be room.
     pages_each = -(-(max_tokens + 1) // config.page_size)
     shapes = ShapePolicy(config.max_seqs, config.max_batched_tokens, pages_each)
-    placement = Placement(device, dtype, _native(config, device), config.cpu_precision)
+    placement = Placement(device, dtype, _native(config, [[device]]), config.cpu_precision)
     if config.quantization is not None:
         model = replace(model, source=RoundedSource(model.source, model.plan, SCHEMES[config.quantization]))
     check(model.plan, model.source, allowed_unused=model.unread)
@@ -72,7 +74,7 @@ def build_pooling(checkpoint: Checkpoint, config: EngineConfig, progress: Progre
         shapes,
         "cpu" if placement.native else "reference",
         device,
-        StepCache(store_of(config.compile_cache, "steps"), compile_facts(device), device),
+        StepCache(store_of(config.compile_cache, "steps"), compile_facts([device]), [device]),
     )
     started = time.monotonic()
     with ThreadPoolExecutor(1) as pool:  # reading weights and compiling need nothing of each other

@@ -39,8 +39,8 @@ class EngineConfig:
     page_size
         Tokens in a KV page.
     kv_bytes
-        Memory for the KV cache, in bytes (suffixes such as 2GiB work on the command line). None: sized from what the
-        compiled step leaves of the memory.
+        Memory for the KV cache on each device, in bytes (suffixes such as 2GiB work on the command line). None: sized
+        from what the compiled step leaves of the memory.
     memory_fraction
         Share of the device's memory that weights, temporaries and KV cache may use together.
     prefix_caching
@@ -48,13 +48,22 @@ class EngineConfig:
     policy
         Order of waiting requests: fcfs, or priority (lower numbers first).
     kernels
-        cpu: the native CPU kernels; xla: XLA's own code; auto: cpu on a CPU where they were built.
+        cpu: the native CPU kernels, which run on one device; xla: XLA's own code; auto: cpu on a CPU where they were
+        built.
     cpu_precision
         How the native kernels round activations to multiply them with quantized weights. exact: 16 bits a number, as
         good as float32; fast: 8 bits, but for the logits.
     cpu_threads
         Threads that compute on a CPU. None: as many as the process may use, by its mask of processors and its control
         groups' limits.
+    tp
+        Tensor parallel: devices that one replica of the model is sharded over.
+    dp
+        Data parallel: replicas of the model, each on tp devices of its own. The other limits are those of each replica.
+    ep
+        Expert parallel: experts are whole, each on one of the tp devices, in place of a part of every expert on each.
+    sp
+        Sequence parallel: what lies between a block's products is split among the tp devices by tokens.
     compile_cache
         Folder for compiled steps; None: under the user's cache folder; an empty string turns it off.
     weight_cache
@@ -76,12 +85,16 @@ class EngineConfig:
     kernels: Literal["auto", "cpu", "xla"] = "auto"
     cpu_precision: Literal["exact", "fast"] = "exact"
     cpu_threads: int | None = None
+    tp: int = 1
+    dp: int = 1
+    ep: bool = False
+    sp: bool = False
     compile_cache: str | None = None
     weight_cache: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work. Raises ConfigError."""
-        for name in ("max_seqs", "max_batched_tokens", "page_size"):
+        for name in ("max_seqs", "max_batched_tokens", "page_size", "tp", "dp"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("max_model_len", "cpu_threads"):

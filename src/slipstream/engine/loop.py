@@ -57,6 +57,12 @@ class Engine:
         self._replies: dict[str, _Reply] = {}
         self._counters = _Counters()
         self._last_collected = 0.0
+        self._started = False
+
+    @property
+    def load(self) -> int:
+        """Requests that it has."""
+        return self._scheduler.num_running + self._scheduler.num_waiting
 
     @property
     def has_work(self) -> bool:
@@ -80,14 +86,23 @@ class Engine:
 
     def step(self) -> list[TokenOutput]:
         """Start the next step, then wait for the one before it and return its tokens; empty when there is no work."""
+        self.start()
+        return self.finish()
+
+    def start(self) -> None:
+        """The first half of `step`: start the next step, if there is one to start."""
         waiting = self._scheduler.num_waiting
         plan = self._scheduler.schedule()
+        self._started = plan is not None
         if plan is not None:
             self._count(plan)
             if self._scheduler.num_waiting < waiting:
                 self._stamp(plan)
             self._in_flight.append((plan, self._runner.dispatch(plan), time.monotonic()))
-        if not self._in_flight or (plan is not None and len(self._in_flight) < STEPS_IN_FLIGHT):
+
+    def finish(self) -> list[TokenOutput]:
+        """The second half: wait for the step before the one that was started, or for the last where none was."""
+        if not self._in_flight or (self._started and len(self._in_flight) < STEPS_IN_FLIGHT):
             return []
         done, handle, dispatched = self._in_flight.popleft()
         results = self._runner.collect(handle)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 from slipstream.errors import OutOfMemory
 from slipstream.hardware.host import read_host
 from slipstream.kernels.ragged import Kernels, KVCache, Layout
+from slipstream.parallel.spread import Heads
 
 # On a CPU the cache shares the machine with everything else; this much holds 23,000 tokens of SmolLM2 in float32.
 CPU_KV_LIMIT = 2**30
@@ -30,6 +33,7 @@ class KVShape:
     """What decides the size of a page: `bytes_per_page` covers keys and values of all layers.
 
     `values`: whether they are stored; without, a value is a part of its key.
+    `heads`: where the model's `kv_heads` lie, None on one device.
     """
 
     layers: int
@@ -38,20 +42,22 @@ class KVShape:
     page_size: int
     dtype: np.dtype
     values: bool = True
+    heads: Heads | None = None
 
     @property
     def bytes_per_page(self) -> int:
-        """Bytes of one page over all layers, keys and values."""
+        """Bytes of one page on one device, over all layers, keys and values."""
         scale = 4 if self.dtype == np.int8 else 0  # of each token and head
         stored = 2 if self.values else 1
-        return stored * self.layers * self.page_size * self.kv_heads * (self.head_dim * self.dtype.itemsize + scale)
+        heads = self.kv_heads if self.heads is None else self.kv_heads // self.heads.kv_ways
+        return stored * self.layers * self.page_size * heads * (self.head_dim * self.dtype.itemsize + scale)
 
     def cache(self, pages: int, kernels: Kernels) -> KVCache:
         """An empty cache in the layout that the kernels read fastest."""
         sixteens = self.page_size % 16 == 0 and self.head_dim % 16 == 0  # a vector of 16 keys, or of 16 elements
         layout: Layout = "by_head" if kernels == "cpu" and sixteens and self.values else "by_token"
         sizes = (self.layers, pages, self.page_size, self.kv_heads, self.head_dim)
-        return KVCache.zeros(*sizes, jnp.dtype(self.dtype), layout, values=self.values)
+        return replace(KVCache.zeros(*sizes, jnp.dtype(self.dtype), layout, values=self.values), heads=self.heads)
 
 
 @dataclass(frozen=True)
@@ -68,15 +74,30 @@ class Budget:
         return self.limit - self.weights - self.temporaries
 
 
-def device_limit(device: jax.Device, fraction: float) -> int:
-    """Bytes that the engine may use on a device: `fraction` of its memory; on a CPU, of what the process may use."""
+def device_limit(device: jax.Device, fraction: float, count: int = 1) -> int:
+    """Bytes that the engine may use on a device: `fraction` of its memory.
+
+    On a CPU, of what the process may use; `count` of its devices share that.
+    """
     stats = device.memory_stats() if device.platform != "cpu" else None
-    total = stats["bytes_limit"] if stats else read_host().memory_available
+    total = stats["bytes_limit"] if stats else read_host().memory_available // count
     return int(total * fraction)
 
 
-def pages_for(kv: KVShape, budget: Budget, *, most: int, least: int, kv_bytes: int | None, on_cpu: bool) -> int:
-    """Pages to allocate: at most `most` (all slots at full length), within `kv_bytes` or what the budget leaves.
+def bytes_on_device(leaf: Any) -> int:
+    """Bytes of an array, or of one to be, on each device that it is on."""
+    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+    return prod(shape) * leaf.dtype.itemsize
+
+
+def most_kv_bytes(device: jax.Device, count: int, limit: int) -> int:
+    """The most of a device's `limit` that a KV cache may take unasked; `count` devices of a CPU share its memory."""
+    return CPU_KV_LIMIT // count if device.platform == "cpu" else limit
+
+
+def pages_for(kv: KVShape, budget: Budget, *, most: int, least: int, kv_bytes: int | None, most_kv_bytes: int) -> int:
+    """Pages to allocate: at most `most` (all slots at full length), within `kv_bytes`, or else what the budget leaves
+    and `most_kv_bytes`.
 
     Raises OutOfMemory where `kv_bytes` is more than is free, or fewer than `least` pages fit (one sequence of the
     length that was asked for).
@@ -86,10 +107,9 @@ def pages_for(kv: KVShape, budget: Budget, *, most: int, least: int, kv_bytes: i
             f"KV cache of {gib(kv_bytes)} asked for, {gib(budget.free)} free beside {gib(budget.weights)} of weights "
             f"and {gib(budget.temporaries)} of temporaries: lower --kv-bytes or raise --memory-fraction"
         )
-    limit = CPU_KV_LIMIT if on_cpu else budget.limit
-    allowed = kv_bytes if kv_bytes is not None else min(budget.free, limit)
+    allowed = kv_bytes if kv_bytes is not None else min(budget.free, most_kv_bytes)
     pages = min(most, allowed // kv.bytes_per_page)
-    if kv_bytes is None and budget.free <= limit and pages < most:
+    if kv_bytes is None and budget.free <= most_kv_bytes and pages < most:
         # What is free differs a little at every start; the pages are part of a compiled step's shape, and one that an
         # earlier start kept should fit this one.
         pages = max(min(pages, least), _rounded_down(pages))

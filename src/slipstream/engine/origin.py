@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from functools import cache
 from hashlib import blake2b
 from importlib.metadata import version
@@ -16,7 +17,7 @@ import jax
 from slipstream.hardware.host import cpu_features, read_host
 from slipstream.kernels.native import library
 
-_PACKAGES = ("checkpoint", "engine", "kernels", "models", "quant", "spec")
+_PACKAGES = ("checkpoint", "engine", "kernels", "models", "parallel", "quant", "spec")
 # Settings of JAX that say where things are kept or what is printed; all others may change what is compiled.
 _IRRELEVANT = ("cache", "log", "debug", "dump", "trace", "traceback", "guard")
 
@@ -48,9 +49,9 @@ def packing_facts() -> dict[str, Any]:
     return {"code": code(), "library": built, "isa": isa, "byteorder": sys.byteorder}
 
 
-def compile_facts(device: jax.Device) -> dict[str, Any]:
+def compile_facts(devices: Sequence[jax.Device]) -> dict[str, Any]:
     """What a compiled step follows from, besides its own function and arguments."""
-    host = read_host()
+    host, device = read_host(), devices[0]
     settings = {
         name: str(value) for name, value in jax.config.values.items() if not any(word in name for word in _IRRELEVANT)
     }
@@ -59,7 +60,7 @@ def compile_facts(device: jax.Device) -> dict[str, Any]:
         "python": sys.version_info[:3],
         "versions": {name: version(name) for name in ("jax", "jaxlib")},
         "platform": [device.platform, device.device_kind, device.client.platform_version],
-        "devices": [jax.device_count(), device.id],
+        "devices": [jax.device_count(), *(device.id for device in devices)],
         "cpu": [host.cpu_model, host.cpus, cpu_features()],
         "environment": {name: os.environ[name] for name in sorted(os.environ) if _matters(name)},
         "settings": settings,

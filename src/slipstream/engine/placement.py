@@ -1,18 +1,24 @@
-"""Where weights go and in what form: arrays of one dtype, small numbers with scales, or packed for native kernels."""
+"""Where weights go, on a mesh or not, and in what form: arrays of one dtype, small numbers with scales, or packed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import slipstream.kernels.quantized  # noqa: F401  It registers the rules of the leaves made here.
 from slipstream.checkpoint.loading import blocks_of, empty
+from slipstream.engine.assembly import Assembly, OnDevice
 from slipstream.kernels.blocks import as_blocks
 from slipstream.kernels.packed import Packed, Packing, Precision, packing_of
+from slipstream.kernels.sharded import Sharded
+from slipstream.parallel.rules import TENSOR_PARALLEL, Rules
+from slipstream.parallel.spread import Spread, spread_of
 from slipstream.quant.leaf import Form, form_of
 from slipstream.spec.param import Param, map_params
 from slipstream.spec.source import FLOATS, Scaled, Source, Stored
@@ -20,12 +26,17 @@ from slipstream.spec.source import FLOATS, Scaled, Source, Stored
 
 @dataclass(frozen=True)
 class Placement:
-    """`native`: keep weights as the file stores them where the kernels know that form; `precision` is theirs."""
+    """`native`: keep weights as the file stores them where the kernels know that form; `precision` is theirs.
+
+    `mesh`: the devices that weights are sharded over by `rules`; None: all of them go to `device`.
+    """
 
     device: jax.Device
     dtype: np.dtype
     native: bool
     precision: Precision
+    mesh: Mesh | None = None
+    rules: Rules = field(default_factory=lambda: TENSOR_PARALLEL)
 
     def place(self, param: Param, path: str, value: np.ndarray) -> Any:
         """A plain array on the device."""
@@ -38,8 +49,21 @@ class Placement:
             packing.pack([one for one in map(as_blocks, stored) if one is not None], data)
             return Packed.of(packing, data, self._precision(param), self.device)
         if form := self._form(param, stored):
-            return form.read([one for one in stored if isinstance(one, Scaled)], self.device)
+            scaled, spread = [one for one in stored if isinstance(one, Scaled)], self._spread(param)
+            if spread is None:
+                return form.read(scaled, partial(OnDevice, self.device))
+            return Sharded(form.read(scaled, partial(Assembly.of, spread, len(param.stack))), spread)
         return None
+
+    def place_parts(self, param: Param, tensors: Iterable[np.ndarray]) -> Any:
+        """An array on the mesh, of which each device gets its own part; None where there is no mesh."""
+        spread = self._spread(param)
+        if spread is None:
+            return None
+        assembly = Assembly.of(spread, len(param.stack), param.shape, self._dtype(param))
+        for at, tensor in zip(np.ndindex(param.stack), tensors, strict=True):
+            assembly.add(at, tensor)
+        return self._wrapped(param, assembly.finish(), spread)
 
     def abstract(self, plan: Any, source: Source) -> Any:
         """The tree that `load` will make, with shapes in place of data."""
@@ -49,10 +73,27 @@ class Placement:
             if packing := self._packing(param, stored):
                 return packing.abstract(self._precision(param))
             if form := self._form(param, stored):
-                return form.abstract()
-            return jax.ShapeDtypeStruct(param.shape, self._dtype(param))
+                spread = self._spread(param)
+                return form.abstract() if spread is None else Sharded(spread.abstract(form.abstract()), spread)
+            return self.of_shape(param)
 
         return map_params(leaf, plan)
+
+    def of_shape(self, param: Param) -> Any:
+        """The leaf of a parameter that is stored in no form of its own, with a shape in place of data.
+
+        `map_params(placement.of_shape, plan)` needs no checkpoint, and no device that could hold it.
+        """
+        shape, spread = jax.ShapeDtypeStruct(param.shape, self._dtype(param)), self._spread(param)
+        return shape if spread is None else self._wrapped(param, spread.abstract(shape), spread)
+
+    def _spread(self, param: Param) -> Spread | None:
+        return None if self.mesh is None else spread_of(param, self.mesh, self.rules)
+
+    @staticmethod
+    def _wrapped(param: Param, leaf: Any, spread: Spread) -> Any:
+        """What a product or a look-up knows how to compute; biases and norms are arrays in any case."""
+        return Sharded(leaf, spread) if param.contract else leaf
 
     def _dtype(self, param: Param) -> np.dtype:
         return np.dtype(np.float32) if param.wide else self.dtype

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from slipstream.checkpoint.progress import Progress
-from slipstream.engine.memory import Budget, KVShape, pages_for
+from slipstream.engine.memory import Budget, KVShape, most_kv_bytes, pages_for
 from slipstream.engine.pooling import DONATED, PoolingModel, PoolingRows, make_pooling_step
 from slipstream.engine.request import StepPlan
 from slipstream.engine.runner import COMPILE_THREADS, RowResult
@@ -72,9 +72,9 @@ class PoolingRunner:
             budget = Budget(limit, weight_bytes, temporaries)
             if self.kv is None:
                 return budget, most_pages
-            on_cpu = self.device.platform == "cpu"
+            most = most_kv_bytes(self.device, 1, limit)
             return budget, pages_for(
-                self.kv, budget, most=most_pages, least=least_pages, kv_bytes=kv_bytes, on_cpu=on_cpu
+                self.kv, budget, most=most_pages, least=least_pages, kv_bytes=kv_bytes, most_kv_bytes=most
             )
 
         progress("compile", 0, len(shapes))

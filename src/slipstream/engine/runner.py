@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -10,20 +9,17 @@ import jax
 import numpy as np
 
 from slipstream.api.engine import TokenLogprobs
-from slipstream.api.sampling import TokenSampling
 from slipstream.checkpoint.progress import Progress
 from slipstream.engine import request
-from slipstream.engine.memory import Budget, KVShape, pages_for
+from slipstream.engine.lowering import Lowered, Lowering
+from slipstream.engine.memory import Budget, bytes_on_device, pages_for
 from slipstream.engine.request import StepPlan
 from slipstream.engine.sampler import Logprobs, is_special
 from slipstream.engine.shapes import Shape, ShapePolicy
-from slipstream.engine.slots import Slots, slot_row
-from slipstream.engine.step import DONATED, SAMPLES, SPECIAL, Sampled, State, admit, flat_sizes, make_step
+from slipstream.engine.slots import slot_row
+from slipstream.engine.step import SAMPLES, SPECIAL, Sampled, State, flat_sizes
 from slipstream.engine.step_cache import CompiledStep, StepCache
 from slipstream.hardware.host import read_host
-from slipstream.kernels.native.memory import untouched_zeros
-from slipstream.kernels.ragged import Kernels
-from slipstream.models.registry import Family
 
 COMPILE_THREADS = 4  # at most: each holds a module, and its code while it is made
 
@@ -61,69 +57,54 @@ class Dispatched(NamedTuple):
 
 
 class JaxRunner:
-    """One model on one device. Every shape is compiled by `compile` before the first request; none is after."""
+    """One model on one device, or on one mesh. `compile` makes every shape before the first request; none is after.
 
-    def __init__(
-        self,
-        family: Family,
-        config: Any,
-        weights: Any,
-        kv: KVShape,
-        shapes: ShapePolicy,
-        max_seqs: int,
-        device: jax.Device,
-        kernels: Kernels,
-        step_cache: StepCache,
-    ) -> None:
-        self.family = family
-        self.config = config
+    `weights` need not hold data before the first step, only shapes.
+    """
+
+    def __init__(self, lowering: Lowering, weights: Any, shapes: ShapePolicy, step_cache: StepCache) -> None:
         self.weights = weights
-        self.kv = kv
         self.shapes = shapes
-        self.max_seqs = max_seqs
-        self.device = device
-        self.kernels: Kernels = kernels
+        self._lowering = lowering
         self._step_cache = step_cache
         self._steps: dict[Shape, CompiledStep] = {}
         self._admit: CompiledStep | None = None
         self._state: State | None = None
         self._slot_owner: dict[int, tuple[request.Sequence, int]] = {}
-        self._special = [False] * max_seqs  # by slot: whether its sequence `is_special`
+        self._special = [False] * lowering.max_seqs  # by slot: whether its sequence `is_special`
         self._blank: dict[Shape, np.ndarray] = {}
-        self._max_len = 0
-        self._pages_per_row = 0
 
     def compile(
         self,
         *,
         limit: int,
+        most_kv_bytes: int,
         most_pages: int,
         least_pages: int,
         kv_bytes: int | None,
-        max_model_len: int,
         progress: Progress,
     ) -> tuple[Budget, int]:
         """Compile all shapes and allocate the cache; returns the memory budget that sized it, and its pages.
 
-        `limit`: bytes that may be used on the device. `most_pages`, `least_pages`: see `pages_for`. The largest shape
-        is compiled first: its temporaries decide how many pages fit. `weights` need not hold data yet, only shapes.
+        `limit`: bytes that may be used on a device. `most_kv_bytes`, `most_pages`, `least_pages`: see `pages_for`. The
+        largest shape is compiled first: its temporaries decide how many pages fit.
         """
-        shapes = self.shapes.all()
-        weight_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.weights))
-        self._max_len = max_model_len
-        self._pages_per_row = -(-max_model_len // self.kv.page_size)
-        on_cpu = self.device.platform == "cpu"
+        shapes, lowering = self.shapes.all(), self._lowering
+        weight_bytes = sum(map(bytes_on_device, jax.tree.leaves(self.weights)))
 
         def size(temporaries: int) -> tuple[Budget, int]:
             budget = Budget(limit, weight_bytes, temporaries)
             return budget, pages_for(
-                self.kv, budget, most=most_pages, least=least_pages, kv_bytes=kv_bytes, on_cpu=on_cpu
+                lowering.kv, budget, most=most_pages, least=least_pages, kv_bytes=kv_bytes, most_kv_bytes=most_kv_bytes
             )
+
+        def step(shape: Shape, pages: int) -> CompiledStep:
+            return self._compiled(lowering.step(shape, pages, self.weights))
 
         progress("compile", 0, len(shapes) + 1)
         budget, pages = size(0)
         while True:
-            largest = self._compile_step(shapes[0], pages)
+            largest = step(shapes[0], pages)
             budget, fitting = size(largest.temporaries)
             if fitting >= pages:
                 break
@@ -131,14 +112,14 @@ class JaxRunner:
         self._steps[shapes[0]] = largest
         # XLA compiles without Python's lock, so two threads take little more than half of one's time.
         with ThreadPoolExecutor(min(COMPILE_THREADS, read_host().cpus)) as pool:
-            admission = pool.submit(self._compile_admit, pages)
-            steps = pool.map(lambda shape: self._compile_step(shape, pages), shapes[1:])
-            for done, (shape, step) in enumerate(zip(shapes[1:], steps, strict=True), 1):
+            admission = pool.submit(self._compiled, lowering.admit())
+            steps = pool.map(lambda shape: step(shape, pages), shapes[1:])
+            for done, (shape, compiled) in enumerate(zip(shapes[1:], steps, strict=True), 1):
                 progress("compile", done, len(shapes) + 1)
-                self._steps[shape] = step
+                self._steps[shape] = compiled
             self._admit = admission.result()
         progress("compile", len(shapes), len(shapes) + 1)
-        self._state = self._compile("empty", lambda: jax.jit(lambda: self._empty_state(pages)), (), pages=pages).call()
+        self._state = self._compiled(lowering.empty(pages)).call()
         progress("compile", len(shapes) + 1, len(shapes) + 1)
         return budget, pages
 
@@ -204,9 +185,9 @@ class JaxRunner:
         """The host's part of a step: a `Batch` as `flat_sizes` lays it out, the plan's rows first."""
         rows = shape.rows
         if shape not in self._blank:
-            sizes = flat_sizes(rows, self._pages_per_row)
+            sizes = flat_sizes(rows, self._lowering.pages_per_row)
             blank = self._blank[shape] = np.zeros(sum(sizes), np.int32)
-            blank[2 * rows + 1 : 3 * rows + 1] = self.max_seqs  # the slot of empty rows
+            blank[2 * rows + 1 : 3 * rows + 1] = self._lowering.max_seqs  # the slot of empty rows
         flat = self._blank[shape].copy()  # a step in flight may still read the one before
         ends, lengths, slots, wants = [], [], [], []
         end, at = 0, 4 * rows + 1
@@ -217,7 +198,7 @@ class JaxRunner:
             slots.append(row.slot)
             wants.append(row.samples * SAMPLES | self._special[row.slot] * SPECIAL)
             flat[at : at + len(row.pages)] = row.pages
-            at += self._pages_per_row
+            at += self._lowering.pages_per_row
         count = len(ends)
         flat[1 : count + 1] = ends
         flat[count + 1 : rows + 1] = end
@@ -226,45 +207,15 @@ class JaxRunner:
         return flat
 
     def _fill_slot(self, slot: int, sequence: request.Sequence) -> None:
-        row = slot_row(sequence.tokens, sequence.prompt_len, sequence.request.sampling, self._max_len)
+        row = slot_row(sequence.tokens, sequence.prompt_len, sequence.request.sampling, self._lowering.max_len)
         self._special[slot] = is_special(sequence.request.sampling)
         assert self._admit is not None and self._state is not None, "compile() comes first"
         history, wishes = self._admit.call(self._state.history, self._state.wishes, np.int32(slot), row)
         self._state = State(self._state.cache, history, wishes)
 
-    def _empty_state(self, pages: int) -> State:
-        if self.kernels == "cpu":
-            cache = untouched_zeros(jax.eval_shape(lambda: self.kv.cache(pages, self.kernels)))
-        else:
-            cache = self.kv.cache(pages, self.kernels)
-        return State(cache, *Slots.empty(self.max_seqs + 1, self._max_len).apart())  # the last slot: that of empty rows
-
-    def _abstract_state(self, pages: int) -> Any:
-        return jax.eval_shape(lambda: self._empty_state(pages))
-
-    def _compile_admit(self, pages: int) -> CompiledStep:
-        row = slot_row([], 0, TokenSampling(), self._max_len)
-        state = self._abstract_state(pages)
-        arguments = (state.history, state.wishes, np.int32(0), row)
-        return self._compile("admit", lambda: jax.jit(admit, donate_argnums=(0, 1)), arguments)
-
-    def _compile_step(self, shape: Shape, pages: int) -> CompiledStep:
-        flat = jax.ShapeDtypeStruct((sum(flat_sizes(shape.rows, self._pages_per_row)),), np.int32)
-        state = self._abstract_state(pages)
-
-        def function() -> Any:
-            return jax.jit(make_step(self.family, self.config, shape, self.kernels), donate_argnums=DONATED)
-
-        arguments = (self.weights, state.cache, state.history, state.wishes, flat)
-        return self._compile("step", function, arguments, shape=[shape.tokens, shape.rows])
-
-    def _compile(
-        self, kind: str, function: Callable[[], Any], arguments: tuple[Any, ...], **facts: int | list[int]
-    ) -> CompiledStep:
+    def _compiled(self, lowered: Lowered) -> CompiledStep:
         """One of the engine's functions, from the cache if it is there."""
-        own = {"family": self.family.name, "config": repr(self.config), "kernels": self.kernels, "kv": repr(self.kv)}
-        limits = {"seqs": self.max_seqs, "length": self._max_len}
-        return self._step_cache.get(kind, function, arguments, **own, **limits, **facts)
+        return self._step_cache.get(lowered.kind, lowered.function, lowered.arguments, **lowered.facts)
 
 
 def _following(row: request.RowPlan) -> range:

@@ -10,19 +10,20 @@ from slipstream.engine.build import build
 from slipstream.engine.build_pooling import build_pooling
 from slipstream.engine.config import EngineConfig
 from slipstream.engine.loop import Engine
+from slipstream.engine.replicas import Replicas
 from slipstream.errors import ConfigError
 from slipstream.models.registry import encoder, is_headless
 from slipstream.spec.source import Checkpoint
 
 Task = Literal["generate", "pooling"]
 
-BUILDERS: Mapping[Task, Callable[[Checkpoint, EngineConfig, Progress], Engine]] = {
+BUILDERS: Mapping[Task, Callable[[Checkpoint, EngineConfig, Progress], Engine | Replicas]] = {
     "generate": build,
     "pooling": build_pooling,
 }
 
 
-def start(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = silent) -> Engine:
+def start(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = silent) -> Engine | Replicas:
     """An engine that can take requests. `progress` gets the stages "load" (weights) and "compile" (shapes).
 
     Raises UnsupportedModel, CheckpointError, ConfigError or OutOfMemory, before anything large is read where possible.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,15 @@ class CompiledStep:
 
 
 class StepCache:
-    """Compiled functions by what they follow from. `store`: None compiles always. `facts`: hold for all of them."""
+    """Compiled functions by what they follow from. `store`: None compiles always. `facts`: hold for all of them.
 
-    def __init__(self, store: Store | None, facts: Mapping[str, Any], device: jax.Device) -> None:
+    `devices`: what the functions run on.
+    """
+
+    def __init__(self, store: Store | None, facts: Mapping[str, Any], devices: Sequence[jax.Device]) -> None:
         self._store = store
         self._facts = facts
-        self._device = device
+        self._devices = list(devices)
 
     def get(
         self, kind: str, function: Callable[[], Callable[..., Any]], arguments: tuple[Any, ...], **facts: Any
@@ -63,7 +66,7 @@ class StepCache:
         try:
             tree_in, tree_out = pickle.loads(entry.parts["trees"])
             loaded = serialize_executable.deserialize_and_load(
-                bytes(entry.parts["executable"]), tree_in, tree_out, self._device.client, [self._device]
+                bytes(entry.parts["executable"]), tree_in, tree_out, self._devices[0].client, self._devices
             )
             return CompiledStep(loaded, int(entry.facts["temporaries"]))
         except Exception as error:  # whatever XLA or pickle make of it: compiling is always right

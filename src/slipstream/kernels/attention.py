@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from slipstream.errors import ConfigError
+from slipstream.kernels.attention_on_mesh import on_mesh
 from slipstream.kernels.cache_write import write
 from slipstream.kernels.native.attention import attend_native
 from slipstream.kernels.norm import Norm
@@ -56,9 +57,10 @@ def attend(
     2023, arXiv:2309.17453). Returns ([t, n, h] in q's dtype, the cache); rows of padding are zero. Softmax and sums
     are float32.
     """
-    if isinstance(v, int):
-        return LATENT[step.kernels](cache, layer, q, k, v, step, scale, window, soft_cap, angles, qk_norm, sinks)
-    return IMPLEMENTATIONS[step.kernels](cache, layer, q, k, v, step, scale, window, soft_cap, angles, qk_norm, sinks)
+    run = LATENT[step.kernels] if isinstance(v, int) else IMPLEMENTATIONS[step.kernels]
+    if cache.heads is not None:
+        run = partial(on_mesh, run, cache.heads)
+    return run(cache, layer, q, k, v, step, scale, window, soft_cap, angles, qk_norm, sinks)
 
 
 def attend_reference(

@@ -85,6 +85,14 @@ class Groups(NamedTuple):
     starts: Array
     places: Array
 
+    def of(self, first: Array, count: int) -> Groups:
+        """Those of `count` experts from number `first` i32[] on, which come first; all others belong to none."""
+        own = lax.dynamic_slice_in_dim(self.starts, first, count + 1)
+        rows = self.tokens.shape[0]
+        experts = jnp.roll(self.experts, -own[0]) - first
+        experts = jnp.where((experts >= 0) & (experts < count), experts, count)
+        return Groups(jnp.roll(self.tokens, -own[0]), experts, own - own[0], (self.places - own[0]) % rows)
+
 
 def mixture(x: Array, w: Experts, routing: Routing, activation: Activation | Clamped, around: Around = ALONE) -> Array:
     """The shares' sum of the chosen experts' outputs, for x [t, d]: [t, d] in x's type.
@@ -93,12 +101,27 @@ def mixture(x: Array, w: Experts, routing: Routing, activation: Activation | Cla
     `around.real` are padding: they are given to no expert. Sums over experts are float32, in the order of `routing`.
     """
     groups = grouped(routing, around.real)
-    y = routed.dispatch(type(w.gate))(w.gate, x, w, groups, activation, around.norm)
+    y = mixed.dispatch(type(w.gate))(w.gate, x, w, groups, routing.shares, activation, around.norm)
+    return around.finish(y.astype(x.dtype))
+
+
+@singledispatch
+def mixed(
+    gate: Any,
+    x: Array,
+    w: Experts,
+    groups: Groups,
+    shares: Array,
+    activation: Activation | Clamped,
+    norm: Norm | None,
+) -> Array:
+    """The rule of `mixture` for weights of one leaf type: the sums float32 [t, d]. Choices of no expert add nothing."""
+    y = routed.dispatch(type(gate))(gate, x, w, groups, activation, norm)
     taken = jnp.where((groups.places < groups.starts[-1])[..., None], y[groups.places].astype(jnp.float32), 0.0)
-    mixed = taken[:, 0] * routing.shares[:, :1]
-    for j in range(1, routing.experts.shape[1]):
-        mixed += taken[:, j] * routing.shares[:, j : j + 1]
-    return around.finish(mixed.astype(x.dtype))
+    total = taken[:, 0] * shares[:, :1]
+    for j in range(1, shares.shape[1]):
+        total += taken[:, j] * shares[:, j : j + 1]
+    return total
 
 
 def grouped(routing: Routing, real: Array | None) -> Groups:
@@ -118,7 +141,7 @@ def grouped(routing: Routing, real: Array | None) -> Groups:
 def routed(
     gate: Any, x: Array, w: Experts, groups: Groups, activation: Activation | Clamped, norm: Norm | None
 ) -> Array:
-    """The rule of `mixture` for weights of one leaf type: outputs [m, d] of the sorted choices of x [t, d], normed.
+    """The rule of `mixed` for weights of one leaf type: outputs [m, d] of the sorted choices of x [t, d], normed.
 
     Rows of choices that belong to no expert may hold anything. This one serves every type.
     """

@@ -65,9 +65,11 @@ def dot(eq: str, x: Array, w: Any, around: Around = ALONE, *, dtype: DTypeLike |
     return products.dispatch(type(w))([w], [eq], x, around, x.dtype if dtype is None else dtype)[0]
 
 
-def dots(eqs: Sequence[str], x: Array, ws: Sequence[Any], around: Around = ALONE) -> tuple[Array, ...]:
+def dots(
+    eqs: Sequence[str], x: Array, ws: Sequence[Any], around: Around = ALONE, *, dtype: DTypeLike | None = None
+) -> tuple[Array, ...]:
     """`dot` of one input with several weights (queries, keys, values); those of one leaf type may share the work."""
-    return _rule(products, ws)(ws, eqs, x, around, x.dtype)
+    return _rule(products, ws)(ws, eqs, x, around, x.dtype if dtype is None else dtype)
 
 
 def gated_mlp(x: Array, gate: Any, up: Any, down: Any, activation: Activation, around: Around = ALONE) -> Array:

@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec
+
+from slipstream.parallel.spread import Heads, spec_of
 
 Kernels = Literal["reference", "cpu", "pallas_tpu", "pallas_gpu"]
 """Which implementation computes attention, see `kernels.attention.IMPLEMENTATIONS`."""
@@ -25,6 +28,7 @@ class KVCache:
     matrix; the Pallas kernels read that. by_head: `k` is [l, P, k, h, b] and `v` [l, P, k, b, h], so that a vector
     register holds one element of neighbouring keys; only the native CPU kernels read that.
     `v` is None where a value is the first part of its key (latent attention); that is by_token.
+    `heads`: where its heads lie, None on one device.
     A cache of int8 has a float32 scale for each token and KV head: `k_scale` and `v_scale`, [l, P, b, k] by_token and
     [l, P, k, b] by_head; a number q stands for q * scale. Others have None.
     """
@@ -34,6 +38,7 @@ class KVCache:
     layout: Layout = field(default="by_token", metadata={"static": True})
     k_scale: Array | None = None
     v_scale: Array | None = None
+    heads: Heads | None = field(default=None, kw_only=True, metadata={"static": True})
 
     @classmethod
     def zeros(
@@ -66,6 +71,16 @@ class KVCache:
     def page_size(self) -> int:
         """Tokens in a page."""
         return self.k.shape[{"by_token": 2, "by_row": 3, "by_head": 4}[self.layout]]
+
+    def specs(self) -> KVCache:
+        """The PartitionSpec of each array, in place of it: of `heads`, or of one device."""
+        axis = {"by_token": 3, "by_row": 2, "by_head": 2}[self.layout]
+        kv = () if self.heads is None else self.heads.kv
+
+        def of(array: Array) -> PartitionSpec:
+            return spec_of(*(kv if i == axis else () for i in range(array.ndim)))
+
+        return jax.tree.map(of, self)
 
 
 @jax.tree_util.register_dataclass

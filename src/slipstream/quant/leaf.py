@@ -6,9 +6,9 @@ scales have the same axes, each as long as the weight has blocks along it: 1 whe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,16 @@ def spread(scales: Array, shape: Sequence[int]) -> Array:
     return jnp.broadcast_to(within, [n for pair in split for n in pair]).reshape(shape)
 
 
+class Assembly(Protocol):
+    """An array that is put together on its devices, tensor by tensor."""
+
+    def add(self, at: tuple[int, ...], tensor: np.ndarray) -> None:
+        """Put a tensor in its place along the stacked axes, cast to the array's dtype."""
+
+    def finish(self) -> Array:
+        """The array."""
+
+
 @dataclass(frozen=True)
 class Form:
     """The leaf that a parameter's stored tensors make, known before any data is read.
@@ -82,20 +92,19 @@ class Form:
         values = jax.ShapeDtypeStruct(self.param.shape, self.number_type)
         return self._leaf(values, scales, zeros)
 
-    def read(self, stored: Sequence[Scaled], device: Any) -> Quantized:
-        """The leaf on a device (or in a sharding). The host holds one copy of it meanwhile."""
+    def read(self, stored: Sequence[Scaled], make: Callable[[Sequence[int], np.dtype], Assembly]) -> Quantized:
+        """The leaf, whose arrays `make` begins by shape and dtype. The host holds one stored tensor meanwhile."""
         target = self.number_type
-        values = np.empty(self.param.shape, target)
-        scales = np.empty(self.scale_shape, self.scale_type)
-        zeros = np.empty(self.scale_shape, np.int8) if self.has_zeros else None
+        values, scales = make(self.param.shape, target), make(self.scale_shape, self.scale_type)
+        zeros = make(self.scale_shape, np.dtype(np.int8)) if self.has_zeros else None
         groups = [[axis.size for axis in group] for group in self.param.stored_groups]
         for at, one in zip(np.ndindex(self.param.stack), stored, strict=True):
             data = one.read()
-            values[at] = _arranged(self.param, data.numbers, self.param.dims.sizes).astype(target, copy=False)
+            values.add(at, _arranged(self.param, data.numbers, self.param.dims.sizes))
             for whole, part in ((scales, data.scales), (zeros, data.zeros)):
                 if whole is not None and part is not None:
-                    whole[at] = _arranged(self.param, regrouped(part, one.block, groups), _counts(self.param, one))
-        return self._leaf(*(None if a is None else jax.device_put(a, device) for a in (values, scales, zeros)))
+                    whole.add(at, _arranged(self.param, regrouped(part, one.block, groups), _counts(self.param, one)))
+        return self._leaf(*(None if whole is None else whole.finish() for whole in (values, scales, zeros)))
 
     def _leaf(self, values: Any, scales: Any, zeros: Any) -> Quantized:
         return Quantized(values, scales, zeros, self.rounding, self.dtype)

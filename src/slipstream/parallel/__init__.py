@@ -1,0 +1,1 @@
+"""How a model lies on several devices: meshes from flags, and rules from the roles of axes to the axes of a mesh."""

@@ -1,0 +1,12 @@
+"""What needs several devices."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.parallel.eight_devices import run
+
+
+@pytest.mark.parametrize("file", ["check_families.py", "check_steps.py", "check_engine.py"])
+def test_on_eight_devices(file: str) -> None:
+    run(file)
