@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from slipstream.errors import ConfigError
 from slipstream.models.registry import family
 from tests.models.moe_variants import MOE
 from tests.models.variants import VARIANTS
@@ -62,3 +63,16 @@ def test_whole_experts_and_tokens_on_a_device_each(experts: bool, tokens: bool) 
 
 def test_tokens_on_a_device_each_in_a_dense_model() -> None:
     compare(greedy(OnMesh.of(config_of("llama"), 8, tokens=True)), alone("llama"))
+
+
+@pytest.mark.parametrize(("scheme", "tp"), [("int8", 8), ("int4-g32", 2)])
+def test_quantized_weights_are_cut_with_their_scales(scheme: str, tp: int) -> None:
+    config = {**config_of("llama"), "hidden_size": 64, "intermediate_size": 128}
+    expected = greedy(OnMesh.of(config, None, scheme=scheme))
+    compare(greedy(OnMesh.of(config, tp, scheme=scheme)), expected)
+
+
+def test_blocks_that_devices_cannot_share() -> None:
+    config = {**config_of("llama"), "hidden_size": 64, "intermediate_size": 128}
+    with pytest.raises(ConfigError, match="a weight of size 8 has 2 quantized blocks, which 8 devices cannot share"):
+        OnMesh.of(config, 8, scheme="int4-g32")
