@@ -19,12 +19,14 @@ from slipstream.bench.options import AccuracyOptions, PoolOptions
 from slipstream.bench.options import ServeOptions as BenchServeOptions
 from slipstream.bench.quantize import QuantizeOptions
 from slipstream.cli.chat import ChatOptions
+from slipstream.cli.compile import CompileOptions
 from slipstream.cli.embed import EmbedOptions
 from slipstream.cli.env import EnvOptions
 from slipstream.cli.generate import GenerateOptions
 from slipstream.cli.main import _renamed, build
 from slipstream.cli.models import ModelsOptions
 from slipstream.engine.config import EngineConfig
+from slipstream.engine.target_options import TargetOptions
 from slipstream.server.config import ServerConfig
 
 SETTINGS: dict[str, tuple[type, ...]] = {
@@ -32,6 +34,7 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "chat": (ChatOptions, EngineConfig),
     "generate": (GenerateOptions, EngineConfig),
     "embed": (EmbedOptions, EngineConfig),
+    "compile": (TargetOptions, CompileOptions),
     "env": (EnvOptions,),
     "models": (ModelsOptions,),
     "quantize": (QuantizeOptions,),

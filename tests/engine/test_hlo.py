@@ -43,10 +43,10 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 """
 
 
-def test_once_and_in_each_layer() -> None:
-    once, each_layer = collectives(TEXT)
+def test_once_and_in_loops() -> None:
+    once, looped = collectives(TEXT)
     assert once == {"reduce-scatter": 1, "all-reduce": 1}
-    assert each_layer == {"all-reduce": 1, "all-gather": 1}
+    assert looped == {"all-reduce": 1, "all-gather": 1}
 
 
 def test_a_module_of_one_device_has_none() -> None:

@@ -34,7 +34,7 @@ def reference(
     scale: float,
     window: int | None,
     cap: float | None,
-    sinks: np.ndarray | None,
+    sinks: np.ndarray | None = None,
 ) -> np.ndarray:
     """Attention of the last q.shape[0] positions, one query and head at a time, in float64."""
     count, heads, _ = q.shape

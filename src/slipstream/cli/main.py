@@ -24,6 +24,7 @@ COMMANDS = {
     "models": "List the models that are built in or cached.",
     "pull": "Fetch a model into the cache.",
     "quantize": "Write a model in 8 or 4 bits, and compare it with the original.",
+    "compile": "Say whether a model fits a TPU, without having one.",
     "env": "Show what was found: devices, memory, limits, versions.",
     "bench": "Measure a server.",
 }

@@ -17,10 +17,10 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|true_computation=%?(\S+
 
 
 class Collectives(NamedTuple):
-    """Operations among devices by kind: those that a step does once, and those of one turn of its loops over layers."""
+    """Operations among devices by kind: those that a step does once, and those of one turn of each of its loops."""
 
     once: dict[str, int]
-    each_layer: dict[str, int]
+    looped: dict[str, int]
 
 
 def collectives(text: str) -> Collectives:

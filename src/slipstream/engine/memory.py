@@ -28,12 +28,28 @@ def kv_dtype(asked: str, dtype: np.dtype, platform: str) -> np.dtype:
     return np.dtype((np.float16 if platform == "cpu" else dtype) if asked == "auto" else jnp.dtype(asked))
 
 
+LAYOUTS: dict[Kernels, Layout] = {
+    "reference": "by_token",
+    "cpu": "by_head",
+    "pallas_tpu": "by_row",
+    "pallas_gpu": "by_row",
+}
+"""The layout that kernels read fastest."""
+
+
+def row_size(head_dim: int, kernels: Kernels) -> int:
+    """Numbers that a head takes in the cache: a TPU's rows are of 128 numbers, Triton's of a power of two."""
+    if kernels == "pallas_tpu":
+        return -(-head_dim // 128) * 128
+    return 1 << (head_dim - 1).bit_length() if kernels == "pallas_gpu" else head_dim
+
+
 @dataclass(frozen=True)
 class KVShape:
     """What decides the size of a page: `bytes_per_page` covers keys and values of all layers.
 
     `values`: whether they are stored; without, a value is a part of its key.
-    `heads`: where the model's `kv_heads` lie, None on one device.
+    `head_dim`: numbers that a head takes (`row_size`). `heads`: where the model's `kv_heads` lie, None on one device.
     """
 
     layers: int
@@ -55,7 +71,8 @@ class KVShape:
     def cache(self, pages: int, kernels: Kernels) -> KVCache:
         """An empty cache in the layout that the kernels read fastest."""
         sixteens = self.page_size % 16 == 0 and self.head_dim % 16 == 0  # a vector of 16 keys, or of 16 elements
-        layout: Layout = "by_head" if kernels == "cpu" and sixteens and self.values else "by_token"
+        plain = not self.values or (kernels == "cpu" and not sixteens)
+        layout = "by_token" if plain else LAYOUTS[kernels]
         sizes = (self.layers, pages, self.page_size, self.kv_heads, self.head_dim)
         return replace(KVCache.zeros(*sizes, jnp.dtype(self.dtype), layout, values=self.values), heads=self.heads)
 

@@ -104,7 +104,8 @@ class _Cut:
 def _laid_out(y: Array, spread: Spread, cut: _Cut) -> Array:
     """A result where it is wanted: cut as the weight, or added up, or whole and without what fills its weight up."""
     if spread.gathered:
-        y = spread.constrain(y, *((),) * y.ndim)
+        # First as the weight is cut: else XLA may gather the weight, a GiB of vocabulary, in place of the result.
+        y = spread.constrain(spread.constrain(y, *cut.result), *((),) * y.ndim)
         sizes = (size if at is None else spread.sizes[at] for size, at in zip(y.shape, cut.kept, strict=True))
         return y[tuple(map(slice, sizes))]
     if cut.summed:

@@ -1,0 +1,88 @@
+"""Steps of models that people serve, compiled by XLA for TPUs that are not here: memory, donation, talk among devices.
+
+Nothing runs: that the numbers are right is shown elsewhere, by the same code on a CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from slipstream.checkpoint.outline import outline
+from slipstream.engine.memory import Budget, pages_for
+from slipstream.engine.target import Outlined
+from slipstream.engine.target_options import TargetOptions
+from slipstream.errors import ConfigError, OutOfMemory
+
+MIB, GIB = 2**20, 2**30
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on a target. GiB on each device: `weights`, `kv_gib` of cache, at most `temporaries`."""
+
+    model: str
+    target: str
+    weights: float
+    scheme: str = "none"
+    kv_gib: float = 4.0
+    temporaries: float = 0.25
+
+    @property
+    def options(self) -> TargetOptions:
+        return TargetOptions(target=self.target, scheme=self.scheme, max_model_len=8192)
+
+
+CASES = [
+    Case("llama-3.1-8b", "v5e-4", 3.74),
+    Case("llama-3.1-8b", "v6e-4", 3.74),
+    Case("llama-3.1-70b", "v6e-8", 8.46, scheme="int8"),
+    Case("mixtral-8x7b", "v5e-8", 10.9, kv_gib=2.0),
+    # Its compiler copies most of the weights into another layout in every step: docs/targets.md.
+    Case("qwen3-32b", "tpu7x-8", 7.63, temporaries=6.6),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.model}-{case.target}")
+def test_decode_keeps_its_cache_in_place_and_reduces_twice_a_layer(case: Case) -> None:
+    outlined = Outlined.of(outline(case.model), case.options)
+    assert outlined.weight_bytes / GIB == pytest.approx(case.weights, abs=0.05)
+    pages = int(case.kv_gib * GIB) // outlined.lowering.kv.bytes_per_page
+    kv = pages * outlined.lowering.kv.bytes_per_page
+    step = outlined.compile(outlined.shapes.decode[-1], pages)
+    assert step.donated >= kv, "the cache is copied"
+    assert step.donated - kv < 4 * MIB, "the history of tokens is the only other thing donated"
+    assert step.temporaries < case.temporaries * GIB
+    assert step.arguments == pytest.approx(outlined.weight_bytes + kv, rel=0.01)
+    assert step.collectives.looped == {"all-reduce": 2}, "after attention and after the feed-forward"
+    assert step.collectives.once == {"all-reduce": 1, "all-gather": 1}, "the embedding's rows, and the logits"
+
+
+def test_a_prefill_step() -> None:
+    outlined = Outlined.of(outline("llama-3.1-8b"), TargetOptions(target="v5e-4", max_seqs=16, max_batched_tokens=512))
+    pages = GIB // outlined.lowering.kv.bytes_per_page
+    step = outlined.compile(outlined.shapes.mixed[-1], pages)
+    assert (step.tokens, step.rows) == (512, 16)
+    assert pages * outlined.lowering.kv.bytes_per_page <= step.donated < GIB + 4 * MIB
+    assert step.temporaries < 256 * MIB
+    assert step.collectives.looped["all-reduce"] == 2
+
+
+def test_a_cache_that_is_too_large_is_refused() -> None:
+    options = TargetOptions(target="v5e-4", max_seqs=8, max_model_len=1024)
+    outlined = Outlined.of({**outline("llama-3.1-8b"), "num_hidden_layers": 2}, options)
+    kv = outlined.lowering.kv
+    with pytest.raises(OutOfMemory, match=r"16\.\d+ GiB of KV cache.*take more devices.*15\.75G"):
+        outlined.compile(outlined.shapes.decode[0], 16 * GIB // kv.bytes_per_page + 64)
+    budget = Budget(outlined.limit, outlined.weight_bytes, 0)
+    with pytest.raises(OutOfMemory, match="lower --kv-bytes"):
+        pages_for(kv, budget, most=64, least=1, kv_bytes=16 * GIB, most_kv_bytes=outlined.limit)
+
+
+def test_what_does_not_go_together() -> None:
+    config = outline("llama-3.1-8b")
+    with pytest.raises(ConfigError, match="--tp 3 does not divide the 4 devices of v5e-4"):
+        Outlined.of(config, TargetOptions(target="v5e-4", tp=3))
+    with pytest.raises(ConfigError, match="made for 131072 tokens"):
+        Outlined.of(config, TargetOptions(target="v5e-4", max_model_len=200_000))
