@@ -43,7 +43,8 @@ def build_pooling(checkpoint: Checkpoint, config: EngineConfig, progress: Progre
     """
     if config.tp * config.dp > 1:
         raise ConfigError("models that make vectors or scores run on one device: leave --tp and --dp out")
-    library.use_threads(config.cpu_threads)  # before XLA starts, which looking for devices does
+    # Before XLA starts, which looking for devices does.
+    library.use_threads(config.cpu_threads, native=config.kernels != "xla")
     compiles = CompileCounter()
     model = pooling_model(checkpoint)
     max_tokens = longest_text(config, model)
@@ -58,7 +59,7 @@ def build_pooling(checkpoint: Checkpoint, config: EngineConfig, progress: Progre
         held = kv_dtype(config.kv_dtype, dtype, device.platform)
         model = replace(model, config=within(model.config, max_tokens))
         c = model.config
-        kv = KVShape(c.layers, c.kv_heads, c.head_dim, config.page_size, held)
+        kv = KVShape(c.layers, c.kv_heads, c.head_dim, config.page_size, held, values=not model.latent)
     # To the scheduler a vector is a reply of one token, for which there must be room.
     pages_each = -(-(max_tokens + 1) // config.page_size)
     shapes = ShapePolicy(config.max_seqs, config.max_batched_tokens, pages_each)

@@ -35,7 +35,7 @@ class PoolingModel:
 
     `finish(w, vectors [s, d])` -> [s, e]: what becomes of the states that were chosen, or of their mean. `config`: as
     the family reads it. `pooling`: how a row's states become one. `activation`: a score's, a name of `models.scores`.
-    `cached`: it keeps keys and values. `whole`: a text must be in one step.
+    `cached`: it keeps keys and values, or where it is `latent` keys alone. `whole`: a text must be in one step.
     """
 
     name: str
@@ -50,6 +50,7 @@ class PoolingModel:
     whole: bool
     states: Callable[[Any, Any, Array, Array, Step, KVCache | None], tuple[Array, KVCache | None]]
     finish: Callable[[Any, Array], Array]
+    latent: bool = False
 
     @property
     def task(self) -> Literal["embed", "score"]:
@@ -134,6 +135,7 @@ def _decoder(checkpoint: Checkpoint) -> PoolingModel:
         whole=pooling.kind != "last",
         states=states,
         finish=score if activation else _as_it_is,
+        latent=row.latent,
     )
 
 
