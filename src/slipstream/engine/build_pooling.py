@@ -43,10 +43,10 @@ def build_pooling(checkpoint: Checkpoint, config: EngineConfig, progress: Progre
     """
     if config.tp * config.dp > 1:
         raise ConfigError("models that make vectors or scores run on one device: leave --tp and --dp out")
-    # Before XLA starts, which looking for devices does.
-    library.use_threads(config.cpu_threads, native=config.kernels != "xla")
-    compiles = CompileCounter()
     model = pooling_model(checkpoint)
+    # Before XLA starts, which looking for devices does. An encoder's attention is XLA's own, and worth its threads.
+    library.use_threads(config.cpu_threads, native=model.cached and config.kernels != "xla")
+    compiles = CompileCounter()
     max_tokens = longest_text(config, model)
     config = settings_for(config, model, max_tokens)
     device = jax.local_devices()[0]
