@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from safetensors.numpy import save_file
 
 from slipstream.checkpoint import open_checkpoint
 from slipstream.checkpoint.loading import blocks_of, read
+from slipstream.engine.assembly import OnDevice
 from slipstream.errors import CheckpointError
 from slipstream.quant.leaf import form_of
 from slipstream.spec.param import Axis, Dims, Param, Part
@@ -53,7 +56,7 @@ def test_gates_and_ups_that_alternate_become_leaves(tmp_path: Path) -> None:
         stored = blocks_of(param, source)
         form = form_of(param, stored, np.dtype(ml_dtypes.bfloat16))
         assert form is not None and form.number == "fp4_e2m1" and form.scale_shape == (EXPERTS, 2, OUT // 2)
-        leaf = form.read([one for one in stored if isinstance(one, Scaled)], None)
+        leaf = form.read([one for one in stored if isinstance(one, Scaled)], partial(OnDevice, jax.devices()[0]))
         scales = np.repeat(np.asarray(leaf.scales).astype(np.float32), 32, axis=1)
         np.testing.assert_array_equal(np.asarray(leaf.values).astype(np.float32) * scales, values[..., start::2])
         np.testing.assert_array_equal(read(param, source), values[..., start::2])
