@@ -24,7 +24,9 @@ from tests.models.variants.llama import LLAMA
 from tests.models.variants.olmo2 import OLMO2
 from tests.models.variants.phi3 import FACTORS, PHI3
 
-LONGROPE = {"type": "longrope", "attention_factor": 1.25, **FACTORS}
+# As a GGUF file can hold them: in float32.
+STORED = {name: [float(np.float32(factor)) for factor in factors] for name, factors in FACTORS.items()}
+LONGROPE = {"type": "longrope", "attention_factor": 1.25, **STORED}
 PARTIAL = {**VARIANTS["phi3-tied-mqa-partial"], "rope_scaling": LONGROPE}
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -79,7 +81,7 @@ def convert(config: dict[str, Any], path: Path) -> Path:
         for size in ("short", "long"):
             tensors[f"rope_factors_{size}.weight"] = "F32", np.asarray(scaling[f"{size}_factor"], np.float32)
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, kind.upper()), config["num_hidden_layers"])
-    source = random_source(config)
+    source = random_source({name: said for name, said in config.items() if name != "rope_scaling"})
     for name in source.names():
         value = source.read(name)
         if kind in ("llama", "granite") and ("q_proj" in name or "k_proj" in name):
