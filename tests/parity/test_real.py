@@ -93,7 +93,9 @@ def test_both_precisions_keep_their_limits(real: Real, capsys: pytest.CaptureFix
     texts = passages(real.tokenizer)
     modes = [Mode("exact"), Mode("fast")]
     found = measure(open_checkpoint(real.path), [text.ids for text in texts], modes)
-    exact, fast = (summarize(mode, texts, numbers)[0] for mode, numbers in zip(modes, found, strict=True))
+    exact, fast = (
+        summarize(mode.precision, mode.kv_dtype, texts, numbers)[0] for mode, numbers in zip(modes, found, strict=True)
+    )
     with capsys.disabled():
         print(f"\n{real.path.name}", *map(said, (exact, fast)), sep="\n  ")
     assert exact.tokens == fast.tokens >= LEAST_TOKENS
