@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from slipstream.engine import build as building
-from slipstream.engine import runner as running
+from slipstream.engine import lowering
 from slipstream.engine.loop import Engine
 from slipstream.kernels.native import library
 from tests.engine import quantized, tiny
@@ -25,8 +25,8 @@ def forbidden(monkeypatch: pytest.MonkeyPatch) -> Any:
         raise AssertionError("not a warm start")
 
     def forbid() -> None:
-        monkeypatch.setattr(running, "make_step", refuse)
-        monkeypatch.setattr(running, "admit", refuse)
+        monkeypatch.setattr(lowering, "make_step", refuse)
+        monkeypatch.setattr(lowering, "admit", refuse)
         if library.reason() is None:  # else there are no packed weights
             monkeypatch.setattr(building, "load", refuse)
 
