@@ -267,3 +267,56 @@ def test_cached_models_lists_what_the_hub_cache_holds(fake: FakeHub) -> None:
 def test_no_hub_cache_at_all_lists_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
     assert hub.cached_repos() == []
+
+
+IMAGE_MODEL = {
+    "model_index.json": {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]},
+    "transformer/config.json": {},
+    "tokenizer/vocab.json": {},
+    "tokenizer/merges.txt": {},
+    "scheduler/scheduler_config.json": {},
+}
+PLAIN, HALF = (f"transformer/diffusion_pytorch_model{dot}.safetensors" for dot in ("", ".fp16"))
+
+
+def test_an_image_model(fake: FakeHub) -> None:
+    """Its index, and of the parts that pipelines ask for one set of weights; a variant where it is asked for."""
+    fake.files = {name: json.dumps(content).encode() for name, content in IMAGE_MODEL.items()}
+    others = ("flux1-dev.safetensors", "vae_decoder/model.onnx", "vae_1_0/model.safetensors", "README.md",
+              "transformer/diffusion_pytorch_model.bin", "safety_checker/model.safetensors")  # fmt: skip
+    fake.files |= dict.fromkeys((PLAIN, HALF, *others), TENSORS)
+    assert resolve("org/name") == fake.snapshot
+    assert sorted(fake.asked) == sorted([*IMAGE_MODEL, PLAIN])
+    fake.error = ConnectionError("no route to host")
+    assert resolve("org/name") == fake.snapshot
+    assert choose(HubName("org/name", pick="fp16"), fake.files)[0] == [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+        "transformer/config.json",
+        HALF,
+    ]
+    with pytest.raises(
+        CheckpointError, match="org/name/transformer has no weights of the variant bf16; it has fp16 and"
+    ):
+        choose(HubName("org/name", pick="bf16"), fake.files)
+
+
+def test_an_image_model_in_shards() -> None:
+    stem = "transformer/diffusion_pytorch_model"
+    half = [f"{stem}.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)] + [f"{stem}.safetensors.index.fp16.json"]
+    plain = [f"{stem}-0000{i}-of-00002.safetensors" for i in (1, 2)] + [f"{stem}.safetensors.index.json"]
+    files = [*IMAGE_MODEL, *half, *plain]
+    assert set(choose(HubName("org/name"), files)[0]) == {*IMAGE_MODEL, *plain}
+    assert set(choose(HubName("org/name", pick="fp16"), files)[0]) == {*IMAGE_MODEL, *half}
+
+
+def test_an_unfinished_image_model(fake: FakeHub) -> None:
+    fake.files = {name: json.dumps(content).encode() for name, content in IMAGE_MODEL.items()}
+    fake.put(*fake.files)
+    fake.files[PLAIN] = TENSORS
+    fake.put("tokenizer/vocab.json")
+    fake.error = ConnectionError("no route to host")
+    with pytest.raises(ModelNotFound, match="not in its cache"):
+        resolve("org/name")

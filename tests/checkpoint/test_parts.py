@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from slipstream.checkpoint import RandomSource, check, load, open_checkpoint
 from slipstream.checkpoint.loading import blocks_of, read
@@ -144,3 +145,16 @@ def test_a_part_of_a_row_of_blocks_must_be_dequantized(tmp_path: Path) -> None:
     leaf = param(d | f, "model.layers.0.mlp.up_proj.weight", "f d -> d f", part=Part("d", 5, 256))
     assert blocks_of(leaf, source) == [None]
     np.testing.assert_array_equal(read(leaf, source), source.read(leaf.names[0])[:, 5:105].T)
+
+
+def test_a_part_of_rows_of_floats(tmp_path: Path) -> None:
+    """As the matrices that Flux's single blocks multiply attention's result and the feed-forward's with."""
+    whole = np.random.default_rng(0).standard_normal((8, 18)).astype(np.float16)
+    save_file({"w": whole}, tmp_path / "model.safetensors")
+    source = SafetensorsSource([tmp_path / "model.safetensors"])
+    leaf = param(N | H | D, "w", "d (n h) -> n h d", part=Part("n", 1, 6), contract=("heads", "head"))
+    (blocks,) = blocks_of(leaf, source)
+    assert isinstance(blocks, Blocks) and (blocks.kind, blocks.shape) == ("F16", (8, 12))
+    np.testing.assert_array_equal(blocks.read().view(np.float16), whole[:, 3:15])
+    assert packing_of(leaf, [blocks]) is not None
+    np.testing.assert_array_equal(read(leaf, source), whole[:, 3:15].T.reshape(4, 3, 8))

@@ -203,5 +203,5 @@ def test_a_damaged_tokenizer_json_is_a_checkpoint_error(content: str, tmp_path: 
 
 def test_a_spec_names_exactly_one_source() -> None:
     for spec in (TokenizerSpec(), TokenizerSpec(tokenizer_json=BYTE_LEVEL, vocab=tiny_bpe())):
-        with pytest.raises(CheckpointError, match=r"either a tokenizer\.json or a GGUF vocabulary"):
+        with pytest.raises(CheckpointError, match=r"either a tokenizer\.json or one vocabulary"):
             load_tokenizer(spec)

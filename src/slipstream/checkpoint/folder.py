@@ -21,7 +21,7 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_
 
 def config_of(folder: Path) -> dict[str, Any]:
     """config.json. Raises CheckpointError if it is not there."""
-    config = _json(folder / "config.json")
+    config = json_object(folder / "config.json")
     if config is None:
         raise CheckpointError(f"{folder} has no config.json: it is not a model folder")
     return config
@@ -32,17 +32,27 @@ def tokenizer_of(folder: Path) -> TokenizerSpec | None:
     file = folder / "tokenizer.json"
     if not file.is_file():
         return None
-    config = _json(folder / "tokenizer_config.json") or {}
-    # Older repositories name their special tokens in this second file alone.
-    tokens = (_json(folder / "special_tokens_map.json") or {}) | config
-    special = {role: _token_text(tokens.get(f"{role}_token")) for role in _ROLES}
+    config = tokenizer_config(folder)
     return TokenizerSpec(
         tokenizer_json=file,
-        special={role: text for role, text in special.items() if text is not None},
+        special=special_tokens(folder),
         add_bos=_flag(config.get("add_bos_token")),
         add_eos=_flag(config.get("add_eos_token")),
         chat_templates=_templates(folder, config),
     )
+
+
+def tokenizer_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, empty where there is none."""
+    return json_object(folder / "tokenizer_config.json") or {}
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """Role (bos, eos, unk, pad) to the token's text."""
+    # Older repositories name their special tokens in this second file alone.
+    tokens = (json_object(folder / "special_tokens_map.json") or {}) | tokenizer_config(folder)
+    special = {role: _token_text(tokens.get(f"{role}_token")) for role in _ROLES}
+    return {role: text for role, text in special.items() if text is not None}
 
 
 def why_no_tokenizer(folder: Path) -> str:
@@ -57,7 +67,7 @@ def why_no_tokenizer(folder: Path) -> str:
 
 def generation_of(folder: Path, config: Mapping[str, Any]) -> GenerationDefaults:
     """End tokens of generation_config.json (else config.json) and of the tokenizer; sampling values of the former."""
-    generation = _json(folder / "generation_config.json") or {}
+    generation = json_object(folder / "generation_config.json") or {}
     text = config.get("text_config")
     nested = text if isinstance(text, Mapping) else {}
     stated = (generation.get("eos_token_id"), config.get("eos_token_id"), nested.get("eos_token_id"))
@@ -71,7 +81,7 @@ def generation_of(folder: Path, config: Mapping[str, Any]) -> GenerationDefaults
 
 def _tokenizer_endings(folder: Path) -> list[int]:
     """The id of the tokenizer's eos_token: chat models often end a turn with it, and config.json names another."""
-    config = _json(folder / "tokenizer_config.json") or {}
+    config = tokenizer_config(folder)
     text, added = _token_text(config.get("eos_token")), config.get("added_tokens_decoder")
     if text is None or not isinstance(added, dict):
         return []
@@ -81,13 +91,13 @@ def _tokenizer_endings(folder: Path) -> list[int]:
 def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """All chat templates by name. A file of its own wins over one inside tokenizer_config.json, as in transformers."""
     found: dict[str, str] = {}
-    for value in (config.get("chat_template"), (_json(folder / "chat_template.json") or {}).get("chat_template")):
+    for value in (config.get("chat_template"), (json_object(folder / "chat_template.json") or {}).get("chat_template")):
         found |= _named_templates(value)
     extra = folder / "additional_chat_templates"
     named = [(file.stem, file) for file in sorted(extra.glob("*.jinja"))]
     for name, file in [("default", folder / "chat_template.jinja"), *named]:
         if file.is_file():
-            found[name] = _text(file, TEMPLATE_LIMIT)
+            found[name] = text_of(file, TEMPLATE_LIMIT)
     return found
 
 
@@ -123,12 +133,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def json_object(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is no such file. Raises CheckpointError for anything else in its place."""
     if not path.is_file():
         return None
     try:
-        content = json.loads(_text(path, JSON_LIMIT))
+        content = json.loads(text_of(path, JSON_LIMIT))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
@@ -136,7 +146,8 @@ def _json(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _text(path: Path, limit: int) -> str:
+def text_of(path: Path, limit: int = JSON_LIMIT) -> str:
+    """A file's text. Raises CheckpointError for one of more bytes, or that cannot be read."""
     try:
         size = path.stat().st_size
         if size > limit:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from slipstream.checkpoint import image_files
 from slipstream.checkpoint.opening import PICKLES
 from slipstream.checkpoint.progress import Progress
 from slipstream.errors import CheckpointError, ModelNotFound
@@ -28,7 +29,10 @@ _DEEPER = re.compile(r"additional_chat_templates/[\w.-]+\.jinja|\d+_\w+/config\.
 
 @dataclass(frozen=True)
 class HubName:
-    """`[hf:]org/name[@revision][:pick]`; `pick` chooses among GGUF files, by quantization or file name."""
+    """`[hf:]org/name[@revision][:pick]`; `pick` chooses among GGUF files, by quantization or file name.
+
+    Of an image model in diffusers' layout it is the variant of its weights.
+    """
 
     repo: str
     revision: str | None = None
@@ -46,9 +50,11 @@ def parse(model: str) -> HubName | None:
 def choose(name: HubName, files: Collection[str]) -> tuple[list[str], str | None]:
     """The files of a repository to fetch, and the GGUF among them (None: safetensors).
 
-    safetensors are preferred; a `pick` asks for a GGUF. Raises CheckpointError where there is nothing to load or
-    several GGUF files and no choice among them.
+    safetensors are preferred; a `pick` asks for a GGUF, or of an image model for a variant. Raises CheckpointError
+    where there is nothing to load or several GGUF files and no choice among them.
     """
+    if image_files.INDEX_NAME in files:
+        return image_files.choose_files(files, name.pick, name.repo), None
     gguf = sorted(file for file in files if file.lower().endswith(".gguf") and ".." not in PurePosixPath(file).parts)
     top = sorted(file for file in files if "/" not in file)
     weights = [file for file in top if _WEIGHTS.fullmatch(file)]
@@ -152,8 +158,15 @@ def cached(name: HubName) -> Path | None:
 
 def _is_whole(folder: Path, files: set[str]) -> bool:
     """Whether every shard that the index names is there: an interrupted download leaves some out."""
+    from slipstream.checkpoint.image_folder import open_image_folder
     from slipstream.checkpoint.safetensors_source import shards_of
 
+    if image_files.INDEX_NAME in files:
+        try:
+            open_image_folder(folder)
+        except CheckpointError:
+            return False
+        return True
     if _INDEX not in files:
         return "model.safetensors" in files and "config.json" in files
     return set(shards_of(folder / _INDEX).values()) <= files and "config.json" in files

@@ -14,7 +14,7 @@ from einops import rearrange
 from slipstream.checkpoint.progress import Progress, silent
 from slipstream.errors import CheckpointError
 from slipstream.spec.param import Axis, Param, map_params, params
-from slipstream.spec.source import Blocks, Scaled, ScaledData, Source, Stored
+from slipstream.spec.source import FLOATS, Blocks, Scaled, ScaledData, Source, Stored
 
 # Tensors that a checkpoint may hold and no plan reads: they are computed from the config, or repeat the embedding of
 # a model whose head is tied to it.
@@ -132,15 +132,23 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _part_of_stored(param: Param, stored: Stored | None) -> Stored | None:
-    """What is the parameter's own. Along the last axis of `Blocks` there is no part: a block holds several numbers."""
+    """What is the parameter's own. Along the last axis of `Blocks` only floats have parts: others share a block."""
     groups = param.stored_groups
     if stored is None or param.part is None:
         return stored
     if isinstance(stored, Scaled):
         return _part_of_scaled(param, stored)
-    if param.part.letter in (axis.letter for axis in groups[-1]):
+    if param.part.letter not in (axis.letter for axis in groups[-1]):
+        return Blocks(stored.kind, _own_shape(param), lambda: _part(param, stored.read(), groups[:-1]))
+    if stored.kind not in FLOATS:
         return None
-    return Blocks(stored.kind, _own_shape(param), lambda: _part(param, stored.read(), groups[:-1]))
+
+    def read() -> np.ndarray:
+        numbers = stored.read()
+        own = _part(param, numbers.view(f"u{numbers.shape[-1] // stored.shape[-1]}"), groups)
+        return np.ascontiguousarray(own).view(np.uint8)
+
+    return Blocks(stored.kind, _own_shape(param), read)
 
 
 def _part_of_scaled(param: Param, stored: Scaled) -> Scaled:

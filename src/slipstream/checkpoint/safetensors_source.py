@@ -97,13 +97,18 @@ class SafetensorsSource:
 def open_folder(folder: Path) -> SafetensorsSource:
     """The source of a folder with model.safetensors or an index. Raises CheckpointError if it has neither."""
     index = folder / INDEX_NAME
-    if not index.exists():
-        single = folder / SINGLE_NAME
-        if not single.exists():
-            raise CheckpointError(f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}")
-        return SafetensorsSource([single])
+    if index.exists():
+        return open_index(index)
+    single = folder / SINGLE_NAME
+    if not single.exists():
+        raise CheckpointError(f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}")
+    return SafetensorsSource([single])
+
+
+def open_index(index: Path) -> SafetensorsSource:
+    """The source of an index and the files beside it that it names."""
     names = shards_of(index)
-    source = SafetensorsSource([folder / shard for shard in sorted(set(names.values()))])
+    source = SafetensorsSource([index.parent / shard for shard in sorted(set(names.values()))])
     lost = sorted(names.keys() - source.names())
     if lost:
         raise CheckpointError(f"{index} names {len(lost)} tensors that its files do not hold, such as {lost[0]!r}")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 Angles = tuple[Array, Array]
-"""Cosine and sine of a step's positions, float32 [t, r/2] each: the first r elements of a head are turned."""
+"""Cosine and sine of positions, float32 [..., t, r/2] each: the first r elements of a head are turned."""
 
 
 def unpaired(x: Array) -> Array:
@@ -15,8 +15,11 @@ def unpaired(x: Array) -> Array:
 
 
 def rotate(x: Array, angles: Angles) -> Array:
-    """Rotate the pairs (i, i + r/2) of `x` [t, n, h] by the angles of its positions, in float32; r may be below h."""
-    cos, sin = (a[:, None, :] for a in angles)
+    """Rotate the pairs (i, i + r/2) of `x` [..., t, n, h] by the angles of its positions, in float32.
+
+    r may be below h. Angles [t, r/2] serve every member of a batch.
+    """
+    cos, sin = (a[..., None, :] for a in angles)
     pairs = cos.shape[-1]
     wide = x.astype(jnp.float32)
     first, second, rest = wide[..., :pairs], wide[..., pairs : 2 * pairs], wide[..., 2 * pairs :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -75,7 +75,7 @@ class Keys:
         if value is not None:
             return self._typed(name, value, kind)
         if isinstance(default, _Required):
-            raise CheckpointError(f"config.json has no {self._path}{name}, which {self.family} models need")
+            raise self._missing(name)
         return default
 
     def optional(self, name: str, kind: type[T]) -> T | None:
@@ -116,6 +116,20 @@ class Keys:
         if not isinstance(value, list | tuple):
             raise CheckpointError(f"config.json: {self._path}{name} must be a list of numbers, got {value!r}")
         return tuple(self._typed(f"{name}[{i}]", item, float) for i, item in enumerate(value))
+
+    def sizes(self, name: str, default: Sequence[int] | _Required = REQUIRED) -> tuple[int, ...]:
+        """A list of counts, each at least 1, and at least one of them."""
+        value = self._left.pop(name, None)
+        if value is None:
+            if isinstance(default, _Required):
+                raise self._missing(name)
+            return tuple(default)
+        if not isinstance(value, list | tuple) or not value:
+            raise CheckpointError(f"config.json: {self._path}{name} must be a list of sizes, got {value!r}")
+        sizes = tuple(self._typed(f"{name}[{i}]", item, int) for i, item in enumerate(value))
+        if min(sizes) < 1:
+            raise CheckpointError(f"config.json: {self._path}{name} must be at least 1 everywhere, got {value!r}")
+        return sizes
 
     def strings(self, name: str) -> tuple[str, ...] | None:
         """A list of strings, None where it is absent or null."""
@@ -160,6 +174,9 @@ class Keys:
         self.ignore((*INERT, *inert))
         if left := self.left():
             raise UnknownConfigKeys(f"{', '.join(sorted(left))} ({self.family})")
+
+    def _missing(self, name: str) -> CheckpointError:
+        return CheckpointError(f"config.json has no {self._path}{name}, which {self.family} models need")
 
     def _typed(self, name: str, value: Any, kind: type[T]) -> T:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):

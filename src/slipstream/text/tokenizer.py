@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 
 from slipstream.errors import CheckpointError, RequestError
 from slipstream.spec.tokenizer import TokenizerSpec
-from slipstream.text import from_gguf
+from slipstream.text import from_clip, from_gguf, from_unigram
 from slipstream.text.chat import ChatTemplates
 from slipstream.text.extent import most_characters
 from slipstream.text.pieces import PIECE_BYTES, decoding_of
@@ -20,16 +21,23 @@ Message = Mapping[str, Any]
 
 def load_tokenizer(spec: TokenizerSpec) -> Tokenizer:
     """The tokenizer that a checkpoint describes. Raises CheckpointError for one that cannot be read or built."""
-    if (spec.tokenizer_json is None) == (spec.vocab is None):
-        raise CheckpointError("a tokenizer needs either a tokenizer.json or a GGUF vocabulary")
-    backend = from_gguf.build(spec.vocab) if spec.vocab is not None else _read(spec)
+    parts: tuple[tuple[Any, Callable[[Any], Backend]], ...] = (
+        (spec.tokenizer_json, _read),
+        (spec.vocab, from_gguf.build),
+        (spec.clip, from_clip.build),
+        (spec.unigram, from_unigram.build),
+    )
+    given = [(data, build) for data, build in parts if data is not None]
+    if len(given) != 1:
+        raise CheckpointError("a tokenizer needs either a tokenizer.json or one vocabulary")
+    (data, build), *_ = given
+    backend = build(data)
     return Tokenizer(
         backend, special=spec.special, add_bos=spec.add_bos, add_eos=spec.add_eos, templates=spec.chat_templates
     )
 
 
-def _read(spec: TokenizerSpec) -> Backend:
-    path = spec.tokenizer_json
+def _read(path: Path) -> Backend:
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for each kind of bad file
