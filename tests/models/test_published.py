@@ -10,24 +10,29 @@ from tests.models.published_dense import PUBLISHED
 
 # Billions of weights as the models' cards have them, the embedding counted once where it is tied.
 BILLIONS = {
+    "meta-llama/Llama-3.1-8B": 8.03,
+    "meta-llama/Llama-3.2-3B": 3.21,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 0.135,
     "mistralai/Mistral-7B-v0.1": 7.24,
     "mistralai/Mistral-7B-Instruct-v0.3": 7.25,
-    "mistralai/Mistral-Nemo-Instruct-2407": 12.25,
-    "mistralai/Mistral-Small-24B-Instruct-2501": 23.57,
-    "Qwen/Qwen2-7B": 7.62,
-    "Qwen/Qwen2.5-0.5B-Instruct": 0.49,
+    "mistralai/Mistral-7B-Instruct-v0.3 as of transformers 4.38": 7.25,
+    "mistralai/Mistral-Nemo-Base-2407": 12.25,
+    "mistralai/Ministral-8B-Instruct-2410": 8.02,
+    "Qwen/Qwen2-0.5B-Instruct": 0.49,
     "Qwen/Qwen2.5-7B": 7.62,
+    "Qwen/Qwen2.5-7B-Instruct": 7.62,
     "Qwen/Qwen3-8B": 8.19,
     "Qwen/Qwen3-32B": 32.76,
+    "Qwen/Qwen3-Embedding-0.6B": 0.60,
     "google/gemma-2-2b-it": 2.61,
-    "google/gemma-2-9b": 9.24,
-    "google/gemma-2-27b": 27.23,
+    "google/gemma-2-9b-it": 9.24,
+    "google/gemma-2-27b-it": 27.23,
+    "google/gemma-3-1b-it": 1.00,
     "microsoft/Phi-3-mini-4k-instruct": 3.82,
     "microsoft/Phi-3.5-mini-instruct": 3.82,
     "microsoft/Phi-4-mini-instruct": 3.84,
-    "allenai/OLMo-2-1124-7B": 7.30,
-    "ibm-granite/granite-3.1-2b-instruct": 2.53,
-    "ibm-granite/granite-3.1-8b-instruct": 8.17,
+    "allenai/OLMo-2-1124-7B-Instruct": 7.30,
+    "ibm-granite/granite-3.3-8b-instruct": 8.17,
 }
 
 

@@ -20,30 +20,34 @@ REQUIRED: Final = _Required()
 
 INERT: Final = frozenset(
     {
-        # What the file is and who wrote it.
+        # What the file is, who wrote it, and with which code it ran there.
+        "_attn_implementation",
         "_name_or_path",
         "architectures",
         "auto_map",
         "dtype",
         "model_type",
+        "tokenizer_class",
         "torch_dtype",
         "transformers.js_config",
         "transformers_version",
         "unsloth_fixed",
         "unsloth_version",
-        # Read by generation and by the tokenizer, not by the model.
-        "bos_token_id",
-        "cache_implementation",
-        "eos_token_id",
-        "pad_token_id",
-        "unk_token_id",
-        "use_cache",
+        # Read by generation and by the tokenizer, not by the model. Older files have all of its defaults.
+        *("bad_words_ids", "begin_suppress_tokens", "bos_token_id", "cache_implementation", "decoder_start_token_id"),
+        *("diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id"),
+        *("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "length_penalty"),
+        *("max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences"),
+        *("output_scores", "pad_token_id", "prefix", "remove_invalid_values", "repetition_penalty"),
+        *("return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params", "temperature"),
+        *("top_k", "top_p", "typical_p", "unk_token_id", "use_cache"),
         # Training only.
         "attention_dropout",
         "gradient_checkpointing",
         "initializer_range",
         # Written by PretrainedConfig for every model; they shape what a Python call returns.
         "chunk_size_feed_forward",
+        "finetuning_task",
         "id2label",
         "is_encoder_decoder",
         "label2id",
@@ -51,9 +55,20 @@ INERT: Final = frozenset(
         "output_hidden_states",
         "problem_type",
         "return_dict",
+        "tf_legacy_loss",
+        "torchscript",
+        "use_bfloat16",
     }
 )
 """Keys that cannot change a forward pass, in any family."""
+
+NEUTRAL: Final[Mapping[str, Any]] = {
+    "add_cross_attention": False,
+    "is_decoder": False,
+    "pruned_heads": {},
+    "tie_encoder_decoder": False,
+}
+"""Keys of PretrainedConfig that are written for every model, and say nothing with these values."""
 
 
 class Keys:
@@ -131,6 +146,13 @@ class Keys:
             raise CheckpointError(f"config.json: {self._path}{name} must be at least 1 everywhere, got {value!r}")
         return sizes
 
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A list of whole numbers, empty where it is absent or null."""
+        value = self._left.pop(name, None) or ()
+        if not isinstance(value, list | tuple):
+            raise CheckpointError(f"config.json: {self._path}{name} must be a list of whole numbers, got {value!r}")
+        return tuple(self._typed(f"{name}[{i}]", item, int) for i, item in enumerate(value))
+
     def strings(self, name: str) -> tuple[str, ...] | None:
         """A list of strings, None where it is absent or null."""
         value = self._left.pop(name, None)
@@ -171,6 +193,9 @@ class Keys:
 
     def finish(self, inert: Iterable[str] = ()) -> None:
         """End of reading. Raises UnknownConfigKeys naming what is left, besides INERT and the family's own `inert`."""
+        for name, only in NEUTRAL.items():
+            if self._left.get(name) == only:
+                del self._left[name]
         self.ignore((*INERT, *inert))
         if left := self.left():
             raise UnknownConfigKeys(f"{', '.join(sorted(left))} ({self.family})")
