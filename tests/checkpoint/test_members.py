@@ -58,7 +58,7 @@ def test_experts_of_one_layer() -> None:
 
 def test_experts_of_stacked_layers() -> None:
     """Each tensor is read once, in order, into one array; nothing is read before every name is known to be there."""
-    leaf = stacked(LAYERS, gate, first=2)
+    leaf = stacked(range(2, 2 + LAYERS), gate)
     source = Watched(RandomSource(leaf))
     assert leaf.shape == (LAYERS, 4, 8, 6)
     found = load(leaf, source, lambda _param, _path, array: array)

@@ -116,6 +116,8 @@ MOE: dict[str, dict[str, Any]] = {
     "qwen3-moe-biased-window-yarn": {**QWEN3, "attention_bias": True, "use_sliding_window": True, "sliding_window": 9,
                                      "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 100.0,
                                                       "original_max_position_embeddings": 32}},
+    "qwen3-moe-some-dense": {**QWEN3, "num_hidden_layers": 5, "mlp_only_layers": [0, 3]},
+    "qwen3-moe-every-second": {**QWEN3, "num_hidden_layers": 5, "decoder_sparse_step": 2},
     "deepseek-v3": DEEPSEEK3,
     "deepseek-v3-plain": {**DEEPSEEK3, "q_lora_rank": None, "rope_interleave": False, "rope_scaling": None,
                           "first_k_dense_replace": 0, "attention_bias": True, "n_group": 1, "topk_group": 1,

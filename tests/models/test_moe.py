@@ -22,6 +22,7 @@ POSITIONS = [0, 20, 40]
 WHOLE = (
     "mixtral-tied-window",
     "qwen3-moe-biased-window-yarn",
+    "qwen3-moe-some-dense",
     "gpt-oss",
     "deepseek-v3",
     "deepseek-v2-groups",
@@ -54,6 +55,23 @@ def test_experts_have_an_axis_of_their_own(name: str) -> None:
         assert leaf.shape[1] == leaf.axes[0].size == count
 
 
+def test_layers_without_experts() -> None:
+    """Those that are listed, or all but every second; each form has a stack of its own, in the layers' order."""
+    plan = plan_of(MOE["qwen3-moe-some-dense"])
+    dense, sparse = plan["blocks.dense.mlp.up"], plan["blocks.sparse.moe.router"]
+    assert dense.names == tuple(f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 3))
+    assert dense.shape == (2, 32, 64)
+    assert sparse.names == tuple(f"model.layers.{i}.mlp.gate.weight" for i in (1, 2, 4))
+    second = plan_of(MOE["qwen3-moe-every-second"])
+    assert second["blocks.sparse.moe.router"].names == (
+        "model.layers.1.mlp.gate.weight",
+        "model.layers.3.mlp.gate.weight",
+    )
+    assert second["blocks.dense.attention.wq"].layers == 3
+    bare = {**QWEN3, "mlp_only_layers": [0, 1, 2]}
+    assert not any("sparse" in path for path in plan_of(bare))
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configs_are_read(name: str) -> None:
     """Every key of a real config.json is known, and every weight of its checkpoint is in the plan."""
@@ -74,9 +92,9 @@ def test_published_configs_are_read(name: str) -> None:
             CheckpointError,
             r"is 7, but there are 6 experts \(num_local_experts\)",
         ),
-        ({**QWEN3, "shared_expert_intermediate_size": 8}, UnknownConfigKeys, r"shared_expert_.* \(qwen3_moe\)"),
-        ({**QWEN3, "mlp_only_layers": [1]}, UnsupportedModel, r"mlp_only_layers to \[1\]"),
-        ({**QWEN3, "decoder_sparse_step": 2}, UnsupportedModel, "decoder_sparse_step to 2"),
+        ({**QWEN3, "shared_expert_intermediate_size": 8}, UnsupportedModel, "shared_expert_intermediate_size to 8"),
+        ({**QWEN3, "mlp_only_layers": 1}, CheckpointError, "mlp_only_layers must be a list of whole numbers, got 1"),
+        ({**QWEN3, "decoder_sparse_step": 0}, CheckpointError, "decoder_sparse_step must be at least 1, got 0"),
         ({**GPT_OSS, "layer_types": ["linear_attention"] * 4}, UnsupportedModel, "not linear_attention"),
         ({**GPT_OSS, "layer_types": ["full_attention"]}, UnsupportedModel, "lists 1 layers, num_hidden_layers says 4"),
         ({**GPT_OSS, "swiglu_beta": 1.0}, UnknownConfigKeys, r"swiglu_beta \(gpt_oss\)"),

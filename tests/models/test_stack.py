@@ -74,3 +74,26 @@ def test_compile_size_does_not_grow_with_depth() -> None:
         return len(str(traced).splitlines())
 
     assert np.ptp([lines(12), lines(60)]) == 0
+
+
+@pytest.mark.parametrize("forms", ["0101", "01010", "0001111", "1101", "010010010", "0110"])
+def test_layers_of_several_forms(forms: str) -> None:
+    """Each takes its own weights from its form's stack, and does what its form does, in the layers' order."""
+    kinds = tuple(Kind(Rope((1.0,)), form=int(form)) for form in forms)
+    numbers = jnp.arange(1.0, len(kinds) + 1)
+    weights = tuple(numbers[np.asarray([kind.form == form for kind in kinds])] for form in (0, 1))
+    cache = KVCache.zeros(len(kinds), 1, 1, 1, 1, jnp.dtype("float32"))
+
+    def block(
+        w: jax.Array, x: jax.Array, step: Step, cache: KVCache, layer: jax.Array, kind: Kind
+    ) -> tuple[jax.Array, KVCache]:
+        x = (x * (2 + kind.form) + w) % 13
+        return x, KVCache(cache.k.at[layer].set(x[0]), cache.v)
+
+    run = jax.jit(lambda x, cache: stack(block, weights, x, Step.whole(1, 1), cache, kinds))
+    cache = run(jnp.array([5.0]), cache)[1]
+    expected, seen = 5.0, []
+    for layer, kind in enumerate(kinds):
+        expected = (expected * (2 + kind.form) + layer + 1) % 13
+        seen.append(expected)
+    assert cache.k.ravel().tolist() == seen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from math import prod
 from typing import Any, Literal, TypeVar
@@ -164,20 +164,21 @@ def param(
 Tree = TypeVar("Tree")
 
 
-def stacked(count: int, plan: Callable[[str], Tree], prefix: str = "model.layers.{}.", first: int = 0) -> Tree:
-    """The plan of `count` equal layers, from number `first` on, as one tree whose leaves have a leading layer axis.
+def stacked(layers: int | Sequence[int], plan: Callable[[str], Tree], prefix: str = "model.layers.{}.") -> Tree:
+    """The plan of equal layers, so many or those of these numbers, as one tree whose leaves have a leading layer axis.
 
     `plan(at)` is called with each layer's name prefix; all layers must give the same shapes.
     """
-    layers = [plan(prefix.format(i)) for i in range(first, first + count)]
+    numbers = range(layers) if isinstance(layers, int) else layers
+    plans = [plan(prefix.format(i)) for i in numbers]
 
     def merge(*leaves: Param) -> Param:
         one = leaves[0]
         if any(replace(leaf, names=one.names) != one for leaf in leaves):
             raise ValueError(f"layers differ and cannot be stacked: {one.names[0]}")
-        return replace(one, names=tuple(name for leaf in leaves for name in leaf.names), layers=count)
+        return replace(one, names=tuple(name for leaf in leaves for name in leaf.names), layers=len(numbers))
 
-    merged: Tree = map_params(merge, *layers)
+    merged: Tree = map_params(merge, *plans)
     return merged
 
 

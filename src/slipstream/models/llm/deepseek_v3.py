@@ -260,10 +260,10 @@ def plan(c: Config) -> Weights:
             correction=correction if c.corrected else None,
         )
 
-    count = c.layers - c.dense
+    first, rest = range(c.dense), range(c.dense, c.layers)
     blocks = Blocks(
-        dense=stacked(c.dense, dense) if c.dense else None,
-        sparse=stacked(count, sparse, first=c.dense) if count else None,
+        dense=stacked(first, dense) if first else None,
+        sparse=stacked(rest, sparse) if rest else None,
     )
     return plan_model(axes, blocks, tied=c.tied)
 
@@ -311,13 +311,10 @@ def block(
 
 def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) -> tuple[Array, KVCache]:
     """Packed `tokens` i32[t] to the states [t, d] after the last block, and the cache with their keys."""
-    run, kind = partial(block, c, c.rope.angles(step.positions)), Kind(c.rope)
-    x = embed(tokens, w.embed)
-    if w.blocks.dense is not None:
-        x, cache = stack(run, w.blocks.dense, x, step, cache, (kind,) * c.dense)
-    if w.blocks.sparse is not None:
-        x, cache = stack(run, w.blocks.sparse, x, step, cache, (kind,) * (c.layers - c.dense), before=c.dense)
-    return x, cache
+    run = partial(block, c, c.rope.angles(step.positions))
+    dense, sparse = Kind(c.rope, form=0), Kind(c.rope, form=1)
+    kinds = (dense,) * c.dense + (sparse,) * (c.layers - c.dense)
+    return stack(run, (w.blocks.dense, w.blocks.sparse), embed(tokens, w.embed), step, cache, kinds)
 
 
 def unembed(w: Weights, c: Config, x: Array, real: Array | None = None) -> Array:

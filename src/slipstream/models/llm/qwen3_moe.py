@@ -16,7 +16,7 @@ from slipstream.kernels.norm import Norm
 from slipstream.kernels.ragged import KVCache, Step
 from slipstream.kernels.rotary import Angles
 from slipstream.models.keys import Keys
-from slipstream.models.llm.blocks import embed, logits, output, qkv
+from slipstream.models.llm.blocks import embed, feed_forward, logits, output, qkv
 from slipstream.models.llm.moe import (
     Moe,
     feed_forward_of_experts,
@@ -27,15 +27,28 @@ from slipstream.models.llm.moe import (
 )
 from slipstream.models.llm.rope import Rope, read_only_rope
 from slipstream.models.llm.stack import Kind, stack
-from slipstream.models.llm.weights import Attention, Axes, Leaf, Weights, plan_attention, plan_model, plan_norm
-from slipstream.spec.param import stacked
+from slipstream.models.llm.weights import (
+    Attention,
+    Axes,
+    Leaf,
+    Mlp,
+    Weights,
+    plan_attention,
+    plan_mlp,
+    plan_model,
+    plan_norm,
+)
+from slipstream.spec.param import Axis, stacked
 
 NAMES = ("experts.{}.gate_proj.weight", "experts.{}.up_proj.weight", "experts.{}.down_proj.weight")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes and switches. `hidden` is that of an expert, of which each token gets `chosen`."""
+    """Sizes and switches. `hidden` is that of an expert, of which each token gets `chosen`.
+
+    `dense`: numbers of the layers that have one feed-forward, of `dense_hidden`, in place of experts.
+    """
 
     vocab_size: int
     layers: int
@@ -53,6 +66,8 @@ class Config:
     chosen: int
     normalized: bool
     attention_bias: bool
+    dense: tuple[int, ...]
+    dense_hidden: int
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> Config:
@@ -66,11 +81,12 @@ class Config:
         experts, chosen = read_counts(keys, "num_experts", keys.size("num_local_experts", 128), 8)
         window = keys.nullable("sliding_window", int, 4096)
         keys.expect("hidden_act", "silu")
-        keys.expect("decoder_sparse_step", 1)
-        keys.expect("mlp_only_layers", [])
+        keys.expect("shared_expert_intermediate_size", 0)  # of the first Qwen 3 checkpoints
+        layers = keys.size("num_hidden_layers", 24)
+        step, dense = keys.size("decoder_sparse_step", 1), keys.integers("mlp_only_layers")
         c = cls(
             vocab_size=keys.size("vocab_size", 151_936),
-            layers=keys.size("num_hidden_layers", 24),
+            layers=layers,
             width=width,
             hidden=keys.size("moe_intermediate_size", 768),
             heads=heads,
@@ -85,37 +101,64 @@ class Config:
             chosen=chosen,
             normalized=keys.take("norm_topk_prob", bool, False),
             attention_bias=keys.take("attention_bias", bool, False),
+            dense=tuple(i for i in range(layers) if i in dense or (i + 1) % step),
+            dense_hidden=keys.size("intermediate_size", 6144),
         )
-        # The size of dense layers, of which there are none; the number of layers with a window is for other Qwens.
-        keys.finish(("intermediate_size", "max_window_layers", "output_router_logits", "router_aux_loss_coef"))
+        # The number of layers with a window is for other Qwens.
+        keys.finish(("max_window_layers", "output_router_logits", "router_aux_loss_coef"))
         return c
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Block:
-    """The weights of one layer, or of all of them with a leading axis l."""
+    """The weights of one layer, or of several with a leading axis l: a feed-forward, or experts."""
 
     attention_norm: Leaf
     attention: Attention
     mlp_norm: Leaf
-    moe: Moe
+    mlp: Mlp | None
+    moe: Moe | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Blocks:
+    """The layers with one feed-forward, and those with experts; None where there are none of a kind."""
+
+    dense: Block | None
+    sparse: Block | None
 
 
 def plan(c: Config) -> Weights:
     """The weights' tree with a `Param` at each leaf."""
     axes = Axes.of(c)
+    wide = axes._replace(F=Axis("mlp", "f", c.dense_hidden))
 
-    def layer(at: str) -> Block:
-        moe, bias = at + "mlp.", c.attention_bias
+    def layer(at: str, mlp: Mlp | None = None, moe: Moe | None = None) -> Block:
+        bias = c.attention_bias
         return Block(
             attention_norm=plan_norm(axes, at + "input_layernorm"),
             attention=plan_attention(axes, at + "self_attn.", bias=bias, out_bias=bias, head_norms="ones"),
             mlp_norm=plan_norm(axes, at + "post_attention_layernorm"),
-            moe=Moe(plan_router(axes, c.experts, moe + "gate.weight"), plan_experts(axes, c.experts, moe, NAMES)),
+            mlp=mlp,
+            moe=moe,
         )
 
-    return plan_model(axes, stacked(c.layers, layer), tied=c.tied)
+    def dense(at: str) -> Block:
+        return layer(at, mlp=plan_mlp(wide, at + "mlp."))
+
+    def sparse(at: str) -> Block:
+        moe = at + "mlp."
+        router = plan_router(axes, c.experts, moe + "gate.weight")
+        return layer(at, moe=Moe(router, plan_experts(axes, c.experts, moe, NAMES)))
+
+    others = [i for i in range(c.layers) if i not in c.dense]
+    blocks = Blocks(
+        dense=stacked(c.dense, dense) if c.dense else None,
+        sparse=stacked(others, sparse) if others else None,
+    )
+    return plan_model(axes, blocks, tied=c.tied)
 
 
 def block(
@@ -128,15 +171,19 @@ def block(
     scale, window = c.head_dim**-0.5, kind.window
     y, cache = attend(cache, layer, q, k, v, step, scale=scale, window=window, angles=angles, qk_norm=heads)
     x = output(w.attention, y, Around(add=x, real=step.real))
-    choose = partial(softmax_top_k, chosen=c.chosen, normalized=c.normalized)
     around = Around(norm(w.mlp_norm), add=x, real=step.real)
+    if w.mlp is not None:
+        return feed_forward(w.mlp, x, "silu", around), cache
+    assert w.moe is not None, "a layer has one or the other"
+    choose = partial(softmax_top_k, chosen=c.chosen, normalized=c.normalized)
     return feed_forward_of_experts(w.moe, x, choose, "silu", around), cache
 
 
 def forward(w: Weights, c: Config, tokens: Array, step: Step, cache: KVCache) -> tuple[Array, KVCache]:
     """Packed `tokens` i32[t] to the states [t, d] after the last block, and the cache with their keys and values."""
     run = partial(block, c, c.rope.angles(step.positions))
-    return stack(run, w.blocks, embed(tokens, w.embed), step, cache, (Kind(c.rope, c.window),) * c.layers)
+    kinds = [Kind(c.rope, c.window, form=int(i not in c.dense)) for i in range(c.layers)]
+    return stack(run, (w.blocks.dense, w.blocks.sparse), embed(tokens, w.embed), step, cache, kinds)
 
 
 def unembed(w: Weights, c: Config, x: Array, real: Array | None = None) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -23,10 +24,14 @@ Carry = tuple[Array, KVCache]
 
 @dataclass(frozen=True)
 class Kind:
-    """What is static about a layer: its rotary table and its sliding window (None: it sees all that came before)."""
+    """What is static about a layer: its rotary table and its sliding window (None: it sees all that came before).
+
+    `form`: which stack of weights it takes its own from, where layers of several forms have one each.
+    """
 
     rope: Rope
     window: int | None = None
+    form: int = 0
 
 
 def within(config: Config, longest: int) -> Config:
@@ -50,34 +55,40 @@ def period(kinds: Sequence[Kind]) -> int:
 
 def stack(
     block: Callable[[Weights, Array, Step, KVCache, Array, Kind], tuple[Array, KVCache]],
-    weights: Weights,
+    weights: Weights | tuple[Weights, ...],
     x: Array,
     step: Step,
     cache: KVCache,
     kinds: Sequence[Kind],
-    before: int = 0,
 ) -> tuple[Array, KVCache]:
     """Run `block(w, x, step, cache, layer, kind) -> (x, cache)` over all layers of stacked `weights`.
 
-    `before`: layers of the model that come before these, whose weights have another form; `layer` counts them too.
+    Where weights of layers differ in form, `weights` is a tuple: for each form the stack of its own layers, in order.
 
     Whole periods of `kinds` are scanned, and inside a period each run of equal kinds; the layers that do not fill a
     period follow. So a block is compiled once a run (Gemma 3: twice, and once for the rest), with its kind static.
     The cache rides in the carry, never as xs and ys: those would copy it.
     """
+    forms = weights if isinstance(weights, tuple) else (weights,)
     size = period(kinds)
+    each = Counter(kind.form for kind in kinds[:size])
 
     def run(carry: Carry, first: Array | int, kinds: Sequence[Kind]) -> Carry:
+        begin, seen = first, Counter[int]()
         for kind, same in groupby(kinds):
             count = len(list(same))
+            # From a layer's number to its number among those of its form.
+            shift = begin // size * each[kind.form] + seen[kind.form] - first if len(forms) > 1 else None
 
-            def one(layer: Array | int, carry: Carry, kind: Kind = kind) -> Carry:
-                w = jax.tree.map(partial(layer_of, index=layer), weights, is_leaf=is_leaf)
-                return block(w, carry[0], step, carry[1], jnp.asarray(before + layer, jnp.int32), kind)
+            def one(layer: Array | int, carry: Carry, kind: Kind = kind, shift: Array | int | None = shift) -> Carry:
+                own = layer if shift is None else layer + shift
+                w = jax.tree.map(partial(layer_of, index=own), forms[kind.form], is_leaf=is_leaf)
+                return block(w, carry[0], step, carry[1], jnp.asarray(layer, jnp.int32), kind)
 
             last = first + count
             carry = one(first, carry) if count == 1 else _loop(first, last, 1, one, carry)
             first = last
+            seen[kind.form] += count
         return carry
 
     whole = len(kinds) // size
