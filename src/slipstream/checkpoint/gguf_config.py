@@ -19,9 +19,9 @@ def _named(model_type: str, architecture: str) -> dict[str, Any]:
     return {"model_type": model_type, "architectures": [architecture]}
 
 
-def _plain(keys: Metadata, model_type: str, architecture: str) -> dict[str, Any]:
+def _plain(keys: Metadata, model_type: str, architecture: str, *, experts: bool = False) -> dict[str, Any]:
     """A model with one size of head, all of it rotated by one table."""
-    shared = shared_keys(keys)
+    shared = shared_keys(keys, experts=experts)
     head_dim = whole_heads(keys, shared["hidden_size"] // shared["num_attention_heads"])
     return shared | _named(model_type, architecture) | {"head_dim": head_dim} | rope_keys(keys, head_dim)
 
@@ -30,8 +30,16 @@ def _has_bias(keys: Metadata, stem: str) -> bool:
     return f"blk.0.{stem}.bias" in keys.file.tensors
 
 
+def _experts(keys: Metadata, count: str) -> dict[str, Any]:
+    """How many experts there are, under the key `count`, and how many a token gets."""
+    return {count: keys.integer("expert_count"), "num_experts_per_tok": keys.integer("expert_used_count")}
+
+
 def _llama(keys: Metadata) -> dict[str, Any]:
     window = keys.integer("attention.sliding_window", 0)
+    if keys.raw("expert_count"):
+        whole = _plain(keys, "mixtral", "MixtralForCausalLM", experts=True)
+        return whole | {"hidden_act": "silu", "sliding_window": window or None, **_experts(keys, "num_local_experts")}
     if window:
         return _plain(keys, "mistral", "MistralForCausalLM") | {"hidden_act": "silu", "sliding_window": window}
     return _plain(keys, "llama", "LlamaForCausalLM") | {
@@ -47,6 +55,75 @@ def _qwen2(keys: Metadata) -> dict[str, Any]:
 
 def _qwen3(keys: Metadata) -> dict[str, Any]:
     return _plain(keys, "qwen3", "Qwen3ForCausalLM") | {"attention_bias": _has_bias(keys, "attn_q")}
+
+
+def _qwen3moe(keys: Metadata) -> dict[str, Any]:
+    return _plain(keys, "qwen3_moe", "Qwen3MoeForCausalLM", experts=True) | {
+        "attention_bias": _has_bias(keys, "attn_q"),
+        "moe_intermediate_size": keys.integer("expert_feed_forward_length"),
+        "norm_topk_prob": keys.raw("expert_weights_norm") is not False,  # older files do not say it
+        **_experts(keys, "num_experts"),
+    }
+
+
+def _gpt_oss(keys: Metadata) -> dict[str, Any]:
+    config = _plain(keys, "gpt_oss", "GptOssForCausalLM", experts=True)
+    scaling = config["rope_scaling"]
+    return config | {
+        "attention_bias": _has_bias(keys, "attn_q"),
+        "intermediate_size": keys.integer("expert_feed_forward_length", config["intermediate_size"]),
+        "sliding_window": keys.integer("attention.sliding_window", 128),
+        # The metadata cannot say that the ends of yarn's ramp are not rounded; in these models they are not.
+        "rope_scaling": scaling | {"truncate": False} if scaling and scaling["rope_type"] == "yarn" else scaling,
+        **_experts(keys, "num_local_experts"),
+    }
+
+
+_GATINGS = {1: "softmax", 2: "sigmoid"}
+
+
+def _deepseek2(keys: Metadata) -> dict[str, Any]:
+    """DeepSeek V2 and V3, and Kimi K2. The sizes of a head are keys of their own, but in older files."""
+    shared = shared_keys(keys, experts=True)
+    gating = keys.integer("expert_gating_func", 1)
+    if gating not in _GATINGS:
+        raise keys.fail("expert_gating_func", f"is {gating}; those served are {_GATINGS}")
+    latent, turned = keys.integer("attention.kv_lora_rank"), keys.integer("rope.dimension_count")
+    key, value = keys.integer("attention.key_length"), keys.integer("attention.value_length")
+    key, value = keys.integer("attention.key_length_mla", key), keys.integer("attention.value_length_mla", value)
+    groups, open_groups = keys.integer("expert_group_count", 1), keys.integer("expert_group_used_count", 1)
+    corrected = any(name.endswith(".exp_probs_b.bias") for name in keys.file.tensors)
+    in_groups = "group_limited_greedy" if groups > 1 else "greedy"
+    return shared | {
+        **_named("deepseek_v3", "DeepseekV3ForCausalLM"),
+        "num_key_value_heads": shared["num_attention_heads"],
+        "kv_lora_rank": latent,
+        "q_lora_rank": keys.integer("attention.q_lora_rank", 0, least=0) or None,
+        "qk_rope_head_dim": turned,
+        "qk_nope_head_dim": key - turned,
+        "v_head_dim": value,
+        **_deepseek_rope(keys, turned),
+        "first_k_dense_replace": keys.integer("leading_dense_block_count", 0, least=0),
+        "moe_intermediate_size": keys.integer("expert_feed_forward_length"),
+        "n_shared_experts": keys.integer("expert_shared_count", 0, least=0),
+        "routed_scaling_factor": keys.number("expert_weights_scale", 1.0),
+        "norm_topk_prob": keys.raw("expert_weights_norm") is True,
+        "scoring_func": _GATINGS[gating],
+        "topk_method": "noaux_tc" if corrected else in_groups,
+        "n_group": groups,
+        "topk_group": open_groups,
+        **_experts(keys, "n_routed_experts"),
+    }
+
+
+def _deepseek_rope(keys: Metadata, turned: int) -> dict[str, Any]:
+    """Of mscale and mscale_all_dim a file has one, times 0.1; they are equal in all models."""
+    rope = rope_keys(keys, turned)
+    multiplier = keys.number("rope.scaling.yarn_log_multiplier")
+    if rope["rope_scaling"] and multiplier:
+        mscale = float(f"{multiplier * 10:.6g}")
+        rope["rope_scaling"] |= {"mscale": mscale, "mscale_all_dim": mscale}
+    return rope
 
 
 def _olmo2(keys: Metadata) -> dict[str, Any]:
@@ -161,10 +238,13 @@ _ARCHITECTURES: Mapping[str, Callable[[Metadata], dict[str, Any]]] = {
     "granite": _granite,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "qwen3moe": _qwen3moe,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "phi3": _phi3,
     "olmo2": _olmo2,
+    "deepseek2": _deepseek2,
+    "gpt-oss": _gpt_oss,
 }
 
 

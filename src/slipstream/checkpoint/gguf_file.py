@@ -53,6 +53,7 @@ BLOCK_TYPES = {
         BlockType("Q5_K", 13, 256, 176),
         BlockType("Q6_K", 14, 256, 210),
         BlockType("BF16", 30, 1, 2),
+        BlockType("MXFP4", 39, 32, 17),
     )
 }
 

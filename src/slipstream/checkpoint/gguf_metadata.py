@@ -42,8 +42,9 @@ class Metadata:
         """The error to raise for a key."""
         return CheckpointError(f"{self.file.path}: {self.prefix}{key} {what}")
 
-    def integer(self, key: str, default: int | None = None, *, most: int = 1 << 31) -> int:
-        """A positive integer. An array that holds one value for each layer is accepted where all are equal."""
+    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = 1 << 31) -> int:
+        """An integer from `least` to below `most`. An array that holds one value for each layer is accepted where all
+        are equal."""
         value = self.raw(key)
         if isinstance(value, np.ndarray) and value.size and bool((value == value[0]).all()):
             value = value[0].item()
@@ -53,7 +54,7 @@ class Metadata:
             return default
         if isinstance(value, np.ndarray):
             raise UnsupportedModel(f"{self.file.path}: {self.prefix}{key} differs from layer to layer: not served")
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < most:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < most:
             raise self.fail(key, f"is {value!r}, not a positive integer below {most:,}")
         return value
 
@@ -82,8 +83,9 @@ class Metadata:
             )
 
 
-def shared_keys(keys: Metadata) -> dict[str, Any]:
-    """The keys of config.json that all architectures have in common."""
+def shared_keys(keys: Metadata, *, experts: bool = False) -> dict[str, Any]:
+    """The keys of config.json that all architectures have in common; those of `experts` are left to the
+    architecture."""
     file = keys.file
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -103,7 +105,7 @@ def shared_keys(keys: Metadata) -> dict[str, Any]:
     }
     if keys.raw("attention.causal") is False:
         raise UnsupportedModel(f"{file.path}: a model that reads both ways (for embeddings) is not served")
-    for key in ("expert_count", "expert_used_count"):
+    for key in () if experts else ("expert_count", "expert_used_count"):
         count = keys.raw(key)
         if count is not None and not (isinstance(count, int) and count == 0):
             raise UnsupportedModel(f"{file.path}: a mixture of experts ({keys.prefix}{key}) is not served")
