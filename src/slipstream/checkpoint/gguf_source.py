@@ -138,7 +138,7 @@ class GgufSource:
         info, row = found.info, found.row
         data = self._file.bytes_of(info.name)
         if found.expert is not None:
-            return data[found.expert]
+            data = data[found.expert : found.expert + 1].reshape(data.shape[1:])
         if row.rotate is None:
             return data
         # The converter interleaved the two halves of each head's rotary pairs; bring each half together again.
