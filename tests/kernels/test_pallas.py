@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from slipstream.errors import ConfigError
 from slipstream.kernels.attention import attend_reference
+from slipstream.kernels.cache_write import quantize
 from slipstream.kernels.pallas.gpu import attend_gpu
 from slipstream.kernels.pallas.tpu import attend_tpu
 from slipstream.kernels.pallas.tpu_write import tiles_of
-from slipstream.kernels.ragged import KVCache, Step
+from slipstream.kernels.ragged import KVCache, Layout, Step
 
 PAGES, LAYERS, LAYER, KV_HEADS, GROUP = 96, 2, 1, 2, 3
 TPU = partial(attend_tpu, interpret=True)
@@ -36,11 +37,18 @@ class Case:
 
     step: Step
     new: tuple[jax.Array, ...]
-    held: tuple[jax.Array, ...]
+    held: KVCache
 
     @classmethod
     def of(
-        cls, rows: Sequence[tuple[int, int]], tokens: int, slots: int, page: int, size: int, dtype: Any = jnp.float32
+        cls,
+        rows: Sequence[tuple[int, int]],
+        tokens: int,
+        slots: int,
+        page: int,
+        size: int,
+        dtype: Any = jnp.float32,
+        kv_dtype: Any = None,
     ) -> Case:
         rng = np.random.default_rng(0)
         free = [number for number in rng.permutation(PAGES).tolist() if number] + [0]  # the first row has page 0
@@ -57,25 +65,36 @@ class Case:
         new = [rng.normal(size=(tokens, heads, size)) for heads in (KV_HEADS * GROUP, KV_HEADS, KV_HEADS)]
         decode_only = tokens == slots and all(count == 1 for _, count in rows)
         step = Step.of(*map(jnp.asarray, (starts, lengths, pages)), tokens, decode_only=decode_only)
-        return cls(step, tuple(jnp.asarray(x, dtype) for x in new), tuple(jnp.asarray(x, dtype) for x in held))
+        if kv_dtype == jnp.int8:
+            (k, k_scale), (v, v_scale) = (quantize(jnp.asarray(x)) for x in held)
+            cache = KVCache(k, v, "by_token", k_scale, v_scale)
+        else:
+            cache = KVCache(*(jnp.asarray(x, kv_dtype or dtype) for x in held))
+        return cls(step, tuple(jnp.asarray(x, dtype) for x in new), cache)
 
     def check(self, attend: Callable[..., tuple[jax.Array, KVCache]], tolerance: float, **limits: Any) -> None:
         """`attend` in a cache by row gives what the reference gives in one by token, and the same cache."""
-        asked = (0.3, limits.get("window"), limits.get("soft_cap"), None, None)
-        expected, before = attend_reference(KVCache(*self.held), jnp.int32(LAYER), *self.new, self.step, *asked)
+        asked = (0.3, limits.get("window"), limits.get("soft_cap"), None, None, limits.get("sinks"))
+        expected, before = attend_reference(self.held, jnp.int32(LAYER), *self.new, self.step, *asked)
         # What is interpreted is a large program that runs once: optimizing it takes longer than that.
         run = jax.jit(
             lambda cache, q, k, v: attend(cache, jnp.int32(LAYER), q, k, v, self.step, *asked),
             compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
         )
-        out, after = run(KVCache(*(pages.swapaxes(2, 3) for pages in self.held), "by_row"), *self.new)
+        out, after = run(_turned(self.held, "by_row"), *self.new)
         real = int(self.step.real)
         assert out.dtype == self.new[0].dtype
         wide = (np.asarray(x[:real], np.float32) for x in (out, expected))
         np.testing.assert_allclose(*wide, atol=tolerance, rtol=tolerance)
         assert not np.asarray(out[real:], np.float32).any(), "padding must come out as zeros"
-        for ours, theirs in ((after.k, before.k), (after.v, before.v)):
-            np.testing.assert_array_equal(np.asarray(ours.swapaxes(2, 3), np.float32), np.asarray(theirs, np.float32))
+        ours, theirs = (jax.tree.leaves(cache) for cache in (_turned(after, "by_token"), before))
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32))
+
+
+def _turned(cache: KVCache, layout: Layout) -> KVCache:
+    """By token from by row, or the other way round."""
+    return replace(jax.tree.map(lambda pages: pages.swapaxes(2, 3), cache), layout=layout)
 
 
 @pytest.mark.parametrize("attend", [TPU, GPU], ids=["tpu", "gpu"])
@@ -87,6 +106,16 @@ def test_decode_and_mixed_steps_equal_the_reference(attend: Callable[..., Any]) 
 def test_windows_caps_and_bfloat16(attend: Callable[..., Any]) -> None:
     Case.of(DECODE, 4, 4, 16, 32).check(attend, 4e-6, window=7, soft_cap=2.0)
     Case.of(MIXED[1:], 160, 8, 32, 16, jnp.bfloat16).check(attend, 2e-2, window=200)
+
+
+SINKS = jnp.asarray(np.linspace(-2, 6, KV_HEADS * GROUP), jnp.float32)
+
+
+@pytest.mark.parametrize("kv_dtype", [jnp.int8, jnp.float8_e4m3fn])
+def test_sinks_and_narrow_caches_on_a_gpu(kv_dtype: Any) -> None:
+    Case.of(MIXED[1:], 160, 8, 16, 32, jnp.bfloat16, kv_dtype).check(GPU, 2e-2, sinks=SINKS, window=40)
+    # Queries of float32 are multiplied in float32 by what the cache holds.
+    Case.of(DECODE, 4, 4, 16, 32, kv_dtype=kv_dtype).check(GPU, 4e-6, sinks=SINKS)
 
 
 def test_copies_behind_the_computation_race_with_nothing() -> None:
@@ -132,8 +161,19 @@ def test_tiles_cover_each_new_token_once(seed: int) -> None:
 
 def test_other_caches_are_refused() -> None:
     case = Case.of([(5, 5)], 8, 2, 16, 16)
-    with pytest.raises(ConfigError, match="by_row, not float32 by_token"):
-        attend_tpu(KVCache(*case.held), 0, *case.new, case.step, 0.3, None, None, None, None)
+    for attend in (attend_tpu, attend_gpu):
+        with pytest.raises(ConfigError, match="by_row, not by_token"):
+            attend(case.held, 0, *case.new, case.step, 0.3, None, None, None, None)
     scaled = KVCache.zeros(1, 2, 16, KV_HEADS, 16, jnp.dtype(jnp.int8), "by_row")
-    with pytest.raises(ConfigError, match="not int8 by_row"):
-        attend_gpu(scaled, 0, *case.new, case.step, 0.3, None, None, None, None)
+    with pytest.raises(ConfigError, match="float32 and bfloat16, without sinks"):
+        attend_tpu(scaled, 0, *case.new, case.step, 0.3, None, None, None, None)
+
+
+def test_keys_that_pallas_cannot_count_are_refused() -> None:
+    case = Case.of([(5, 5)], 8, 2, 16, 16)
+    pages = (2**31 + 2**24) // (LAYERS * 16 * KV_HEADS * 16)
+    cache = jax.eval_shape(
+        lambda: KVCache.zeros(LAYERS, pages, 16, KV_HEADS, 16, jnp.dtype(jnp.float8_e4m3fn), "by_row")
+    )
+    with pytest.raises(ConfigError, match=r"keys of 8 bits that take 2\.0 GiB.*set --kv-bytes to 4 GiB or less"):
+        jax.eval_shape(lambda cache: attend_gpu(cache, 0, *case.new, case.step, 0.3, None, None, None, None), cache)

@@ -17,8 +17,8 @@ MODULES = {
 }
 """Where a package's module has another name than the package (with - as _)."""
 
-LOADED_BY_OTHERS = {"httptools", "uvloop", "ml-dtypes", "libtpu"}
-"""uvicorn loads the first two by name; numpy finds bfloat16 through the third, and JAX a compiler in the fourth."""
+LOADED_BY_OTHERS = {"httptools", "uvloop", "ml-dtypes", "libtpu", "nvidia-cuda-nvcc-cu12"}
+"""uvicorn loads the first two by name; numpy finds bfloat16 through the third, JAX compilers in the others."""
 
 
 DRIVERS = ROOT / "src/slipstream/bench/peers/drivers"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from slipstream.engine.config import KVDType
+from slipstream.engine.config import CpuKVDType
 from slipstream.errors import ConfigError
 
 SLO_METRICS = ("ttft", "tpot", "itl", "e2e")
@@ -182,7 +182,7 @@ class AccuracyOptions:
     """
 
     precision: tuple[Literal["exact", "fast"], ...] = ("exact", "fast")
-    kv_dtype: tuple[KVDType, ...] = ("auto",)
+    kv_dtype: tuple[CpuKVDType, ...] = ("auto",)
     text: Path | None = None
     json: Path | None = None
 

@@ -35,10 +35,10 @@ def compile(
     settings: Annotated[TargetOptions, Parameter(name="*")] = TargetOptions(),
     options: Annotated[CompileOptions, Parameter(name="*")] = CompileOptions(),
 ) -> None:
-    """Compile a model's prefill and decode steps for a TPU without having one, and say what fits.
+    """Compile a model's prefill and decode steps for TPUs or GPUs without having them, and say what fits.
 
     MODEL is a folder with a config.json (weights are not needed), or llama-3.1-8b, llama-3.1-70b, mixtral-8x7b or
-    qwen3-32b. The compiler is libtpu: pip install 'slipstream[tpu-compile]'.
+    qwen3-32b. The compilers are libtpu and XLA's CUDA plugin: pip install 'slipstream[tpu-compile,gpu-compile]'.
     """
     # Compiling for a target needs no device, and looking for one would take a TPU from who uses it.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -8,7 +8,8 @@ from typing import Literal
 from slipstream.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-KVDType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+CpuKVDType = Literal["auto", "float32", "bfloat16", "float16", "int8"]  # what the native CPU kernels read
+KVDType = Literal[CpuKVDType, "fp8"]
 Quantization = Literal["int8", "int4-g128", "int4-g64", "int4-g32", "fp8"]
 
 
@@ -26,6 +27,7 @@ class EngineConfig:
     kv_dtype
         Type of the KV cache. auto: float16 on a CPU (half of float32, and as accurate), on an accelerator the same as
         dtype. int8: half of that again, with a scale for each token and head; `slipstream bench accuracy` measures it.
+        fp8: as small, in e4m3 without scales, what is beyond 448 becomes that; not for the native CPU kernels.
     runner
         generate: continue texts; pooling: make vectors of them (embeddings), or scores with a reranker; auto: what the
         checkpoint was made for. A language model pools too: the last token's state.

@@ -25,7 +25,9 @@ def kv_dtype(asked: str, dtype: np.dtype, platform: str) -> np.dtype:
     On a CPU float16 takes half of float32's memory and time to read it. On SmolLM2-135M the predictions of 4,515 tokens
     then differ from float32's by 4.5e-7 nats (KL, mean); bfloat16's by 2.6e-5, int8's by 6.1e-4.
     """
-    return np.dtype((np.float16 if platform == "cpu" else dtype) if asked == "auto" else jnp.dtype(asked))
+    if asked == "auto":
+        return np.dtype(np.float16 if platform == "cpu" else dtype)
+    return np.dtype(jnp.float8_e4m3fn if asked == "fp8" else jnp.dtype(asked))
 
 
 LAYOUTS: dict[Kernels, Layout] = {

@@ -18,7 +18,7 @@ from slipstream.checkpoint.quantized.rounded import RoundedSource
 from slipstream.checkpoint.random_source import RandomSource
 from slipstream.engine.hlo import Collectives, collectives
 from slipstream.engine.lowering import Lowering
-from slipstream.engine.memory import Budget, KVShape, bytes_on_device, gib, pages_for, row_size
+from slipstream.engine.memory import Budget, KVShape, bytes_on_device, gib, kv_dtype, pages_for, row_size
 from slipstream.engine.placement import Placement
 from slipstream.engine.shapes import Shape, ShapePolicy
 from slipstream.engine.target_options import TargetOptions
@@ -93,12 +93,16 @@ class TargetReport:
 
 @dataclass(frozen=True)
 class Outlined:
-    """A model on devices that are not there: what can be compiled, and its weights' shapes."""
+    """A model on devices that are not there: what can be compiled, and its weights' shapes.
+
+    `memory`: bytes that a device has, `limit`: that are to be used of them.
+    """
 
     lowering: Lowering
     weights: Any
     shapes: ShapePolicy
     limit: int
+    memory: int
     device: str
     replicas: int
 
@@ -119,7 +123,7 @@ class Outlined:
         devices = devices_of(target)
         mesh = make_mesh(devices[:tp], model.kv_heads)
         dtype = jnp.dtype(options.dtype)
-        held = dtype if options.kv_dtype == "auto" else jnp.dtype(options.kv_dtype)
+        held = kv_dtype(options.kv_dtype, dtype, profile.platform)
         kernels: Kernels = "reference" if members.latent else profile.kernels
         size, page = row_size(model.head_dim, kernels), options.page_size or profile.page_size
         heads = heads_of(mesh, rules)
@@ -131,7 +135,7 @@ class Outlined:
         weights = Placement(devices[0], dtype, False, "exact", mesh, rules).abstract(plan, source)
         shapes = ShapePolicy(options.max_seqs, options.max_batched_tokens, lowering.pages_per_row)
         limit = int(profile.memory_bytes * options.memory_fraction)
-        return cls(lowering, weights, shapes, limit, profile.name, target.count // tp)
+        return cls(lowering, weights, shapes, limit, profile.memory_bytes, profile.name, target.count // tp)
 
     @property
     def weight_bytes(self) -> int:
@@ -139,7 +143,11 @@ class Outlined:
         return sum(map(bytes_on_device, jax.tree.leaves(self.weights)))
 
     def compile(self, shape: Shape, pages: int) -> StepReport:
-        """Compile the step of a shape, with a cache of so many pages. Raises OutOfMemory where the compiler does."""
+        """Compile the step of a shape, with a cache of so many pages.
+
+        Raises OutOfMemory where the compiler does. Those of TPUs refuse what a device cannot hold; of others the needs
+        of the compiled step are added up.
+        """
         started = time.monotonic()
         lowered = self.lowering.step(shape, pages, self.weights)
         try:
@@ -147,13 +155,13 @@ class Outlined:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            kv = pages * self.lowering.kv.bytes_per_page
-            raise OutOfMemory(
-                f"{self.device} cannot hold {gib(self.weight_bytes)} of weights and {gib(kv)} of KV cache, with what a "
-                f"step of {shape.tokens} tokens needs: {_ADVICE}. XLA says: {str(error).splitlines()[0][:300]}"
-            ) from error
+            raise self._too_large(shape, pages, f"XLA says: {str(error).splitlines()[0][:300]}") from error
         seconds = time.monotonic() - started
         memory = compiled.memory_analysis()
+        own = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        needed = memory.argument_size_in_bytes + own + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+        if needed > self.memory:
+            raise self._too_large(shape, pages, f"The step needs {gib(needed)}, the device has {gib(self.memory)}")
         return StepReport(
             shape.tokens,
             shape.rows,
@@ -163,6 +171,13 @@ class Outlined:
             memory.generated_code_size_in_bytes,
             collectives(compiled.as_text()),
             seconds,
+        )
+
+    def _too_large(self, shape: Shape, pages: int, why: str) -> OutOfMemory:
+        kv = pages * self.lowering.kv.bytes_per_page
+        return OutOfMemory(
+            f"{self.device} cannot hold {gib(self.weight_bytes)} of weights and {gib(kv)} of KV cache, with what a "
+            f"step of {shape.tokens} tokens needs: {_ADVICE}. {why}"
         )
 
 

@@ -21,7 +21,7 @@ class TargetOptions:
     dtype
         Type of weights that are not quantized, and of activations.
     kv_dtype
-        Type of the KV cache; auto: the same as dtype.
+        Type of the KV cache; auto: the same as dtype; int8 and fp8 as for an engine.
     tp
         Devices that one replica of the model is sharded over. None: all of the target.
     ep
@@ -45,7 +45,7 @@ class TargetOptions:
     target: str = "v6e-4"
     scheme: SchemeName = "none"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    kv_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    kv_dtype: Literal["auto", "bfloat16", "float32", "int8", "fp8"] = "auto"
     tp: int | None = None
     ep: bool = False
     sp: bool = False

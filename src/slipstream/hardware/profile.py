@@ -21,21 +21,40 @@ class Topology:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """What XLA's compiler for GPUs is told of one, beside its profile.
+
+    `reported_name`: by the driver. `capability`: the first number of its compute capability. `cores`: streaming
+    multiprocessors, at `clock_ghz`. `cache_bytes`: of the cache that they share.
+    """
+
+    reported_name: str
+    capability: int
+    cores: int
+    clock_ghz: float
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
 class Profile:
     """One kind of device. Bytes, bytes a second, and operations a second, of one device.
 
-    `kernels` and `page_size`: what an engine uses there. `topologies`: by number of devices.
+    `bandwidth`: of its memory; `link_bandwidth`: to the other devices, over all links together, one direction.
+    `kernels` and `page_size`: what an engine uses there. `topologies`: by number of devices. `gpu`: None for TPUs,
+    which their compiler knows.
     """
 
     name: str
-    platform: Literal["tpu"]
+    platform: Literal["tpu", "cuda"]
     memory_bytes: int
     bandwidth: float
+    link_bandwidth: float
     bf16_flops: float
     int8_ops: float
-    kernels: Literal["pallas_tpu"]
+    kernels: Literal["pallas_tpu", "pallas_gpu"]
     page_size: int
     topologies: Mapping[int, Topology]
+    gpu: Gpu | None = None
 
 
 @dataclass(frozen=True)
@@ -72,4 +91,5 @@ def target_of(name: str) -> Target:
 def _read(text: str) -> Profile:
     fields = tomllib.loads(text)
     topologies = {int(n): Topology(one["name"], tuple(one["host"])) for n, one in fields.pop("topologies").items()}
-    return Profile(**fields, topologies=topologies)
+    gpu = Gpu(**fields.pop("gpu")) if "gpu" in fields else None
+    return Profile(**fields, topologies=topologies, gpu=gpu)

@@ -17,7 +17,6 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from slipstream.errors import ConfigError
 from slipstream.kernels.attention_on_mesh import on_mesh
 from slipstream.kernels.cache_write import write
 from slipstream.kernels.native.attention import attend_native
@@ -192,20 +191,13 @@ def _mix(weights: Array, values: Array) -> Array:
 def _pallas_tpu(*arguments: Any) -> tuple[Array, KVCache]:
     from slipstream.kernels.pallas.tpu import attend_tpu  # Pallas takes long to import, and most never need it.
 
-    return attend_tpu(*_without_sinks(*arguments))
+    return attend_tpu(*arguments)
 
 
 def _pallas_gpu(*arguments: Any) -> tuple[Array, KVCache]:
     from slipstream.kernels.pallas.gpu import attend_gpu
 
-    return attend_gpu(*_without_sinks(*arguments))
-
-
-def _without_sinks(*arguments: Any) -> tuple[Any, ...]:
-    *others, sinks = arguments
-    if sinks is not None:
-        raise ConfigError("the Pallas kernels do not count sinks (gpt_oss has them): use the reference kernels")
-    return tuple(others)
+    return attend_gpu(*arguments)
 
 
 Implementation = Callable[..., tuple[Array, KVCache]]

@@ -11,7 +11,7 @@ from jax import Array
 from slipstream.kernels.ragged import KVCache, Step
 
 SMALLEST_SCALED = 1e-30  # a head of smaller numbers is zeros in an int8 cache
-LARGEST_HALF = 65504.0
+LARGEST = {np.dtype(np.float16): 65504.0, np.dtype(jnp.float8_e4m3fn): 448.0}
 
 
 def write(cache: KVCache, layer: Array | int, k: Array, v: Array | None, step: Step) -> KVCache:
@@ -26,12 +26,14 @@ def write(cache: KVCache, layer: Array | int, k: Array, v: Array | None, step: S
 
     def put(pages: Array, values: Array) -> Array:
         if cache.layout == "by_row":
-            return pages.at[layer, page, :, offset].set(values, mode="drop")
+            # With the heads left out XLA would turn the cache around, to have the axes that it scatters along first.
+            place = (layer, page[:, None], jnp.arange(values.shape[1]), offset[:, None])
+            return pages.at[place].set(values, mode="drop")
         return pages.at[layer, page, offset].set(values, mode="drop")
 
     def stored(pages: Array, scales: Array | None, x: Array) -> tuple[Array, Array | None]:
         if scales is None:
-            return put(pages, _within(x, pages.dtype).astype(pages.dtype)), None
+            return put(pages, within(x, pages.dtype).astype(pages.dtype)), None
         numbers, scale = quantize(x)
         return put(pages, numbers), put(scales, scale)
 
@@ -57,8 +59,8 @@ def quantize(x: Array) -> tuple[Array, Array]:
     return values, jnp.where(jnp.isfinite(largest), scale, jnp.nan)
 
 
-def _within(x: Array, dtype: jnp.dtype) -> Array:
-    """What is beyond the largest float16 becomes that, not infinity."""
-    if dtype != jnp.float16:
+def within(x: Array, dtype: jnp.dtype) -> Array:
+    """What is beyond the largest number of a narrow type becomes that, not infinity or NaN."""
+    if dtype not in LARGEST:
         return x
-    return jnp.clip(x.astype(jnp.float32), -LARGEST_HALF, LARGEST_HALF)
+    return jnp.clip(x.astype(jnp.float32), -LARGEST[dtype], LARGEST[dtype])

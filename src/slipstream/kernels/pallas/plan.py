@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -46,8 +45,11 @@ class Problem(NamedTuple):
     width: int
 
 
-Attend = Callable[[KVCache, Array, Array, BlockPlan, Array, Problem], Array]
-"""`(cache, layer i32[1], q [j, k, r * g, h], plan, flat page tables i32[s * p], problem)` -> results like q."""
+Attend = Callable[[KVCache, Array, Array, BlockPlan, Array, Problem, Array | None], Array]
+"""`(cache, layer i32[1], q [j, k, r * g, h], plan, flat page tables i32[s * p], problem, sinks)` -> results like q.
+
+`sinks` f32[k, r * g] are those of a block's rows, or None.
+"""
 
 
 def plan_of(blocks: QueryBlocks, step: Step, tokens: int, window: int | None, context: int) -> BlockPlan:
@@ -64,8 +66,8 @@ def plan_of(blocks: QueryBlocks, step: Step, tokens: int, window: int | None, co
     return BlockPlan(blocks.rows.astype(jnp.int32), firsts, counts, begins, ends, follows)
 
 
-Write = Callable[[KVCache, Array, Array, Array, Step], tuple[Array, Array]]
-"""`(cache, layer i32[1], k [t, k, h], v, step)` -> the cache's new keys and values."""
+Write = Callable[[KVCache, Array, Array, Array, Step], KVCache]
+"""`(cache, layer i32[1], k [t, k, h], v, step)` -> the cache with them."""
 
 
 def attend_blocks(
@@ -84,6 +86,7 @@ def attend_blocks(
     soft_cap: float | None,
     angles: Angles | None,
     qk_norm: tuple[Norm, Norm] | None,
+    sinks: Array | None,
 ) -> tuple[Array, KVCache]:
     """`kernels.attention.attend` with `run` for blocks of one query, and then for those of `chunk` queries.
 
@@ -91,10 +94,8 @@ def attend_blocks(
     earlier queries of that sequence, as it does not in the reference; it reaches no other sequence.
     Raises ConfigError for a cache that the kernels do not read.
     """
-    if cache.layout != "by_row" or cache.k_scale is not None:
-        raise ConfigError(
-            f"Pallas attention reads caches of floats laid out by_row, not {cache.k.dtype} {cache.layout}"
-        )
+    if cache.layout != "by_row":
+        raise ConfigError(f"Pallas attention reads caches laid out by_row, not {cache.layout}")
     if qk_norm is not None:
         q, k = (norm(x) for norm, x in zip(qk_norm, (q, k), strict=True))
     if angles is not None:
@@ -103,8 +104,7 @@ def attend_blocks(
     size = cache.k.shape[-1]
     q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, size - own))) for x in (q, k, v))
     layer = jnp.asarray(layer, jnp.int32).reshape(1)
-    new_k, new_v = write(cache, layer, k, v, step)
-    cache = replace(cache, k=new_k, v=new_v)
+    cache = write(cache, layer, k, v, step)
     kv_heads = cache.k.shape[2]
     group = heads // kv_heads
     problem = Problem(scale, window, soft_cap, group, context(cache), cache.page_size, step.pages.shape[1])
@@ -117,7 +117,10 @@ def attend_blocks(
         count, each = blocks.tokens.shape
         taken = q[jnp.minimum(blocks.tokens, tokens - 1)].reshape(count, each, kv_heads, group, size)
         taken = taken.swapaxes(1, 2).reshape(count, kv_heads, each * group, size)
-        mixed = run(cache, layer, taken, plan, step.pages.reshape(-1), problem)
+        own_sinks = None
+        if sinks is not None:
+            own_sinks = jnp.tile(sinks.astype(jnp.float32).reshape(kv_heads, group), (1, each))
+        mixed = run(cache, layer, taken, plan, step.pages.reshape(-1), problem, own_sinks)
         mixed = mixed.reshape(count, kv_heads, each, group, size).swapaxes(1, 2).reshape(count, each, heads, size)
         out = out.at[blocks.tokens].set(mixed, mode="drop")
     return out[..., :own], cache

@@ -12,6 +12,7 @@ computation are as in PagedAttention (arXiv:2309.06180).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from slipstream.errors import ConfigError
 from slipstream.kernels.norm import Norm
 from slipstream.kernels.pallas.plan import MASKED, BlockPlan, Problem, attend_blocks
 from slipstream.kernels.pallas.tpu_write import write_tpu
@@ -46,18 +48,30 @@ def attend_tpu(
     soft_cap: float | None,
     angles: Angles | None,
     qk_norm: tuple[Norm, Norm] | None,
+    sinks: Array | None = None,
     *,
     interpret: Any = False,
 ) -> tuple[Array, KVCache]:
-    """`kernels.attention.attend` on a TPU. The cache must be laid out by_row.
+    """`kernels.attention.attend` on a TPU. The cache must be laid out by_row; of floats of 16 bits or more.
 
     In a bfloat16 cache the shares of a query are rounded to bfloat16 before they meet the values. `interpret` runs the
     kernel on any device, for tests (True, or `pltpu.InterpretParams`).
     """
-    write, run = partial(write_tpu, interpret=interpret), partial(_call, interpret=interpret)
+    if cache.k_scale is not None or cache.k.dtype.itemsize == 1 or sinks is not None:
+        raise ConfigError(
+            "the attention kernel for TPUs reads caches of float32 and bfloat16, without sinks (gpt_oss has them): "
+            "choose another --kv-dtype, or the reference kernels"
+        )
+    run = partial(_call, interpret=interpret)
     return attend_blocks(
-        write, run, CHUNK_BLOCK, context_block, cache, layer, q, k, v, step, scale, window, soft_cap, angles, qk_norm
-    )
+        partial(_write, interpret=interpret), run, CHUNK_BLOCK, context_block, cache, layer, q, k, v, step, scale,
+        window, soft_cap, angles, qk_norm, sinks,
+    )  # fmt: skip
+
+
+def _write(cache: KVCache, layer: Array, k: Array, v: Array, step: Step, *, interpret: Any) -> KVCache:
+    new_k, new_v = write_tpu(cache, layer, k, v, step, interpret=interpret)
+    return replace(cache, k=new_k, v=new_v)
 
 
 def context_block(cache: KVCache) -> int:
@@ -69,7 +83,15 @@ def context_block(cache: KVCache) -> int:
 
 
 def _call(
-    cache: KVCache, layer: Array, q: Array, plan: BlockPlan, pages: Array, problem: Problem, *, interpret: Any
+    cache: KVCache,
+    layer: Array,
+    q: Array,
+    plan: BlockPlan,
+    pages: Array,
+    problem: Problem,
+    sinks: Array | None,
+    *,
+    interpret: Any,
 ) -> Array:
     blocks, kv_heads, rows, size = q.shape
     own = pl.BlockSpec((1, kv_heads, rows, size), lambda i, *_: (i, 0, 0, 0))
