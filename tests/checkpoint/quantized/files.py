@@ -212,6 +212,7 @@ FORMATS: dict[str, Format] = {
     "packed-int4-g32-asymmetric": packed_ints(4, 32, symmetric=False),
     "packed-int4-channel-asymmetric-f16": packed_ints(4, None, symmetric=False, dtype=np.float16),
     "packed-int8-channel": packed_ints(8, None),
+    "packed-int8-g64-asymmetric": packed_ints(8, 64, symmetric=False),
     "packed-int8-g64": packed_ints(8, 64, dtype=np.float32),
     "int8-w8a8": plain_ints(),
     "fp8-channel": floats("channel"),

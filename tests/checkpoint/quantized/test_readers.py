@@ -41,7 +41,8 @@ KINDS = {
     "awq-g128": "q5_0",
     "packed-int4-g32-asymmetric": "int8_32",
     "packed-int8-g64": "int8_64",
-    "fp8-block": "f32",
+    "packed-int8-g64-asymmetric": "int8z_64",
+    "fp8-block": "f8_128",
 }
 """What the native kernels hold of each."""
 

@@ -20,6 +20,8 @@ native.slipstream_isa.restype = ctypes.c_char_p
 native.slipstream_packed_bytes.restype = ctypes.c_int64
 
 Floats = NDArray[np.float32]
+FLOATS = ("f32", "f16", "bf16", "f8_32", "f8_64", "f8_128")
+"""Kinds whose products are float32's, with activations that are not rounded."""
 # Rounding of sums in float32, as a share of the sum of the absolute terms.
 ROUNDING = 3e-6
 
@@ -153,7 +155,7 @@ def bound(m: Matrix, x: NDArray[np.float64], *, exact: bool) -> NDArray[np.float
     A fast number is half a step off at most. An exact one is as well, or 1.5 steps where its low byte would be -128.
     """
     rounding = ROUNDING * np.abs(x) @ np.abs(m.values).T
-    if m.kind in ("f32", "f16", "bf16"):
+    if m.kind in FLOATS:
         return rounding * 3  # inputs are added one by one
     step = np.abs(x).reshape(len(x), -1, 32).max(-1) / (32512 if exact else 127) * (1.5 if exact else 0.5) * 1.001
     weights = np.abs(m.values).reshape(m.out, -1, 32).sum(-1)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
+from ml_dtypes import float8_e4m3fn
 from numpy.typing import NDArray
 
 from slipstream.kernels.native.pack import PACKINGS, scaled_blocks
+
+OWN = ("int", "f8")
+"""How the names of the kinds begin that are not GGUF's."""
 
 # Where each type keeps its half-precision scales, in bytes from the start of a block.
 _SCALES = {
@@ -32,11 +36,16 @@ def random_blocks(
             return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
         return values.astype(np.float16 if kind == "f16" else np.float32).view(np.uint8)
     packing = PACKINGS[kind]
-    if kind.startswith("int"):
-        limit = 128 if kind.startswith("int8") else 8
-        values = rng.integers(-limit, limit, (out, inputs), np.int8)
+    if kind.startswith(OWN):
         scales = rng.standard_normal((out, inputs // packing.numbers)).astype(np.float32) * np.float32(0.01)
-        return scaled_blocks(kind, values, scales)
+        if kind.startswith("f8"):
+            codes = rng.integers(0, 256, (out, inputs), np.uint8)
+            codes[codes & 127 == 127] = 0  # not a number
+            return scaled_blocks(kind, codes.view(float8_e4m3fn), scales)
+        limit = 8 if kind.startswith("int4") else 128
+        values = rng.integers(-limit, limit, (out, inputs), np.int8)
+        zeros = rng.integers(-limit, limit, scales.shape).astype(np.float32)
+        return scaled_blocks(kind, values, scales, -scales * zeros if kind.startswith("int8z") else None)
     blocks = rng.integers(0, 256, (out, inputs // packing.numbers, packing.size), np.uint8)
     if bits is not None:
         blocks[...] = bits
@@ -48,14 +57,18 @@ def random_blocks(
 
 def dequantized(kind: str, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The numbers of rows of blocks, float32 [out, inputs], by another way than the package's own."""
-    if not kind.startswith("int"):
+    if not kind.startswith(OWN):
         return np.asarray(dequantize(blocks, GGMLQuantizationType[kind.upper()]), np.float32)
     cut = blocks.reshape(len(blocks), -1, PACKINGS[kind].size)
-    scales, bits = cut[..., :4].copy().view(np.float32), cut[..., 4:]
-    if kind.startswith("int8"):
+    start = 8 if kind.startswith("int8z") else 4
+    scales, bits = cut[..., :4].copy().view(np.float32), cut[..., start:]
+    if kind.startswith("f8"):
+        numbers = bits.view(float8_e4m3fn).astype(np.float32)
+    elif kind.startswith("int8"):
         numbers = bits.view(np.int8).astype(np.float32)
     else:
         groups = bits.reshape(*bits.shape[:2], -1, 16)
         both = np.concatenate([groups & 15, groups >> 4], axis=-1)
         numbers = both.reshape(*bits.shape[:2], -1).astype(np.float32) - 8
-    return (numbers * scales).reshape(len(blocks), -1)
+    offsets = cut[..., 4:8].copy().view(np.float32) if start == 8 else np.float32(0)
+    return (numbers * scales + offsets).reshape(len(blocks), -1)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from tests.kernels.native.products import (
+    FLOATS,
     activations,
     bound,
     constant_matrix,
@@ -59,7 +60,7 @@ def test_errors_are_of_the_size_that_the_precision_promises(isa: str, kind: str)
     true = x.astype(np.float64) @ m.values.T
     relative = {e: np.sqrt(np.mean((gemm(m, x, exact=e) - true) ** 2) / np.mean(true**2)) for e in (True, False)}
     assert relative[True] < 3e-5
-    assert relative[False] < (1e-5 if kind in ("f32", "f16", "bf16") else 8e-3)
+    assert relative[False] < (1e-5 if kind in FLOATS else 8e-3)
 
 
 @pytest.mark.parametrize("kind", SMALL)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from tests.kernels.native.random_blocks import dequantized, random_blocks
+from ml_dtypes import float8_e4m3fn
+from tests.kernels.native.random_blocks import OWN, dequantized, random_blocks
 
 from slipstream.kernels.native.pack import PACKINGS, pack, packed_bytes, scaled_blocks, unpack
 
@@ -30,7 +31,7 @@ def test_an_odd_number_of_blocks(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PACKINGS)
 def test_sizes_are_those_of_the_format(kind: str) -> None:
-    if kind in ("f32", "f16", "bf16") or kind.startswith("int"):
+    if kind in ("f32", "f16", "bf16") or kind.startswith(OWN):
         return
     assert GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]] == (PACKINGS[kind].numbers, PACKINGS[kind].size)
 
@@ -56,9 +57,33 @@ def test_integers_keep_their_scales(kind: str) -> None:
     np.testing.assert_array_equal(unpack(kind, packed, 37, 384), values * np.repeat(scales, shared, axis=1))
 
 
+@pytest.mark.parametrize("kind", ["int8z_32", "int8z_64", "int8z_128"])
+def test_zero_points_of_16_bit_scales_are_exact(kind: str) -> None:
+    """Scale times number and what the zero point takes off are exact in float32, and so is their sum rounded once."""
+    rng, shared = np.random.default_rng(0), PACKINGS[kind].numbers
+    values = rng.integers(-128, 128, (37, 384), np.int8)
+    scales = rng.standard_normal((37, 384 // shared)).astype(np.float16).astype(np.float32)
+    zeros = rng.integers(-128, 128, scales.shape).astype(np.float32)
+    packed = pack(kind, scaled_blocks(kind, values, scales, -scales * zeros), 384)
+    expected = (values - np.repeat(zeros, shared, axis=1)) * np.repeat(scales, shared, axis=1)
+    np.testing.assert_array_equal(unpack(kind, packed, 37, 384), expected)
+
+
+@pytest.mark.parametrize("kind", ["f8_32", "f8_64", "f8_128"])
+def test_every_float8_is_read(kind: str) -> None:
+    codes = np.array([code for code in range(256) if code & 127 != 127], np.uint8)
+    values = np.resize(codes, (16, 256)).view(float8_e4m3fn)
+    scales = np.full((16, 256 // PACKINGS[kind].numbers), 0.37, np.float32)
+    packed = pack(kind, scaled_blocks(kind, values, scales), 256)
+    np.testing.assert_array_equal(unpack(kind, packed, 16, 256), values.astype(np.float32) * np.float32(0.37))
+
+
 def test_integers_that_do_not_fit_are_refused() -> None:
     values, scales = np.full((2, 64), 8, np.int8), np.ones((2, 1), np.float32)
     with pytest.raises(ValueError, match=r"-8\.\.7"):
         scaled_blocks("int4_64", values, scales)
     with pytest.raises(ValueError, match="do not fit"):
         scaled_blocks("int8_32", values, scales)
+    for kind, offsets in (("int8z_64", None), ("int8_64", scales)):
+        with pytest.raises(ValueError, match="do not fit"):
+            scaled_blocks(kind, values, scales, offsets)

@@ -77,7 +77,9 @@ void unpack(const Weight& w, int64_t panel, const Unpacked& to) {
     const uint8_t *scales = from + w.scales + (g >> w.shared_bits) * f.scales, *super = from + w.supers + g / 8 * f.supers;
     for (int n = 0; n < kPanel; n += kHalf) {
       if constexpr (f.shared != 0) {
-        _mm256_storeu_ps(to.scale + g * 16 + n, _mm256_loadu_ps(reinterpret_cast<const float*>(scales) + n));
+        const auto* shared = reinterpret_cast<const float*>(scales) + n;
+        _mm256_storeu_ps(to.scale + g * 16 + n, _mm256_loadu_ps(shared));
+        if constexpr (f.mode == Mode::shifted) _mm256_storeu_ps(to.offset + g * 16 + n, _mm256_loadu_ps(shared + kPanel));
       } else if constexpr (f.supers == 0) {
         _mm256_storeu_ps(to.scale + g * 16 + n, halves(scales + 2 * n));
         if constexpr (f.mode == Mode::minimum) _mm256_storeu_ps(to.offset + g * 16 + n, halves(scales + 32 + 2 * n));
@@ -166,7 +168,7 @@ __attribute__((noinline)) void tile(const Unpacked& u, int half, const Activatio
       product(begin, end, [&](int r) { return facts[r].minus_sum; }, sum);
       add(sum, u.scale + g * 16);
     }
-    if constexpr (M == Mode::minimum) {
+    if constexpr (M == Mode::minimum || M == Mode::shifted) {
       const F32 offset = _mm256_loadu_ps(u.offset + g * 16 + half);
       UNROLL for (int r = 0; r < R; r++) acc[r] = _mm256_fmadd_ps(offset, _mm256_set1_ps(facts[r].scaled_sum), acc[r]);
     }
@@ -195,6 +197,25 @@ __attribute__((noinline)) void float_tile(const Weight& w, int64_t panel, int ha
   UNROLL for (int r = 0; r < R; r++) total[r] = acc[r];
 }
 
+template <int R>
+__attribute__((noinline)) void float8_tile(const Weight& w, int64_t panel, int half, const float* values, F32* total) {
+  const uint8_t *start = w.panel(panel), *from = start + half;
+  const __m128i kept = _mm_set1_epi16(static_cast<int16_t>(0xbf80));
+  F32 acc[R];
+  UNROLL for (int r = 0; r < R; r++) acc[r] = _mm256_setzero_ps();
+  for (int64_t k = 0; k < w.in; k += kGroup) {
+    const float* scales = reinterpret_cast<const float*>(float8_scales(w, start, k)) + half;
+    const F32 scale = _mm256_mul_ps(_mm256_loadu_ps(scales), _mm256_set1_ps(kFloat8));
+    for (int i = 0; i < kGroup; i++, from += kPanel, values += R) {
+      // See half_of_float8: with the sign in all upper bits a shift puts it in its place.
+      const __m128i codes = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+      const F32 weight = _mm256_mul_ps(_mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(codes, 7), kept)), scale);
+      UNROLL for (int r = 0; r < R; r++) acc[r] = _mm256_fmadd_ps(weight, _mm256_set1_ps(values[r]), acc[r]);
+    }
+  }
+  UNROLL for (int r = 0; r < R; r++) total[r] = acc[r];
+}
+
 void store(const F32* total, const Activations::Panel& rows, int half, const Output& output) {
   for (int r = 0; r < rows.rows; r++) {
     const int64_t at = (rows.first + r - output.row) * output.stride + half;
@@ -218,8 +239,13 @@ auto tile_of(int rows, std::integer_sequence<int, R...>) {
 
 template <Kind K, int... R>
 auto float_tile_of(int rows, std::integer_sequence<int, R...>) {
-  static constexpr decltype(&float_tile<K, 1>) table[] = {float_tile<K, R + 1>...};
-  return table[rows - 1];
+  if constexpr (format(K).element == 1) {
+    static constexpr decltype(&float8_tile<1>) table[] = {float8_tile<R + 1>...};
+    return table[rows - 1];
+  } else {
+    static constexpr decltype(&float_tile<K, 1>) table[] = {float_tile<K, R + 1>...};
+    return table[rows - 1];
+  }
 }
 
 template <Kind K>

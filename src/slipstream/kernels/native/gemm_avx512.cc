@@ -40,7 +40,7 @@ struct Packed {
   int64_t turn;
   int shared_bits;
   I32 u[8];
-  F32 scale, second;  // second: the offset (Mode::minimum), or the scale of inputs 16-31 (Mode::halves)
+  F32 scale, second;  // second: the offset (Mode::minimum and shifted), or the scale of inputs 16-31 (Mode::halves)
 
   Packed(const Weight& w, int64_t panel, int64_t stop)
       : low(w.panel(panel)), high(low + w.high), scales(low + w.scales), supers(low + w.supers), turn(w.groups - w.ahead_groups),
@@ -89,6 +89,7 @@ struct Packed {
     const uint8_t* at = scales + (f.shared ? g >> shared_bits : g) * f.scales;
     if constexpr (f.shared != 0) {
       scale = _mm512_loadu_ps(at);
+      if constexpr (mode == Mode::shifted) second = _mm512_loadu_ps(at + 64);
     } else if constexpr (f.supers == 0) {
       scale = halves(at);
       if constexpr (mode == Mode::minimum) second = halves(at + 32);
@@ -119,7 +120,7 @@ struct Packed {
     const Sections& from = g < turn ? ahead : after;
     UNROLL for (int i = 0; i < f.low; i += 64) fetch(from.low + g * f.low + i);
     UNROLL for (int i = 0; i < f.high; i += 64) fetch(from.high + g * f.high + i);
-    fetch(from.scales + (f.shared ? g >> shared_bits : g) * f.scales);
+    UNROLL for (int i = 0; i < f.scales; i += 64) fetch(from.scales + (f.shared ? g >> shared_bits : g) * f.scales + i);
   }
   INLINE void start(int64_t g) { read(g), prefetch(g); }  // in this order: what is needed now goes first
   INLINE I32 word(int j) const { return u[j]; }
@@ -184,6 +185,10 @@ INLINE void tile(Source s, const Rows& a, int64_t groups, F32* total) {
       UNROLL for (int r = 0; r < R; r++)
         acc[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum[r]), _mm512_set1_ps(facts[r].scale)), weight_scale, acc[r]);
     };
+    const auto add_offset = [&] {
+      const F32 offset = s.second_scale();
+      UNROLL for (int r = 0; r < R; r++) acc[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(facts[r].scaled_sum), acc[r]);
+    };
     const auto whole = [&](int r) { return s.times_zero(_mm512_set1_epi32(facts[r].minus_sum)); };
     const auto first = [&](int r) { return s.times_zero(_mm512_set1_epi32(facts[r].minus_first)); };
     const auto second = [&](int r) { return s.times_zero(_mm512_set1_epi32(facts[r].minus_sum - facts[r].minus_first)); };
@@ -191,11 +196,11 @@ INLINE void tile(Source s, const Rows& a, int64_t groups, F32* total) {
     if constexpr (Source::mode == Mode::minimum) {
       dot<Exact, R, 0, 8>(s, q, [](int) { return _mm512_setzero_si512(); }, sum);
       add(sum, s.first_scale());
-      const F32 offset = s.second_scale();
-      UNROLL for (int r = 0; r < R; r++) acc[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(facts[r].scaled_sum), acc[r]);
-    } else if constexpr (Source::mode == Mode::centred) {
+      add_offset();
+    } else if constexpr (Source::mode == Mode::centred || Source::mode == Mode::shifted) {
       dot<Exact, R, 0, 8>(s, q, whole, sum);
       add(sum, s.first_scale());
+      if constexpr (Source::mode == Mode::shifted) add_offset();
     } else {
       dot<Exact, R, 0, 4>(s, q, first, sum);
       add(sum, s.first_scale());
@@ -234,6 +239,29 @@ __attribute__((noinline)) void float_tile(const Weight& w, int64_t panel, int64_
   UNROLL for (int r = 0; r < R; r++) total[r] = acc[r];
 }
 
+template <int R>
+__attribute__((noinline)) void float8_tile(const Weight& w, int64_t panel, int64_t stop, const Rows& a, F32* total) {
+  const uint8_t *start = w.panel(panel), *from = start, *last = w.panel(stop) - 64;
+  const __m256i kept = _mm256_set1_epi16(static_cast<int16_t>(0xbf80));
+  const float* values = a.values;
+  F32 acc[R];
+  UNROLL for (int r = 0; r < R; r++) acc[r] = _mm512_setzero_ps();
+  for (int64_t k = 0; k < w.in; k += kGroup) {
+    const F32 scale = _mm512_mul_ps(_mm512_loadu_ps(float8_scales(w, start, k)), _mm512_set1_ps(kFloat8));
+    for (int i = 0; i < kGroup; i++, from += kPanel, values += R) {
+      if (i % 4 == 0) {
+        const uint8_t* ahead = from + kFetchAhead;
+        _mm_prefetch(reinterpret_cast<const char*>(ahead < last ? ahead : last), _MM_HINT_T1);
+      }
+      // See half_of_float8: with the sign in all upper bits a shift puts it in its place.
+      const __m256i codes = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+      const F32 weight = _mm512_mul_ps(_mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(codes, 7), kept)), scale);
+      UNROLL for (int r = 0; r < R; r++) acc[r] = _mm512_fmadd_ps(weight, _mm512_set1_ps(values[r]), acc[r]);
+    }
+  }
+  UNROLL for (int r = 0; r < R; r++) total[r] = acc[r];
+}
+
 // ---- tables: [exact][rows - 1]
 
 using PackedTile = void (*)(const Weight&, int64_t, int64_t, const Rows&, F32*);
@@ -251,8 +279,13 @@ PackedTile packed(bool exact, int rows) {
 
 template <Kind K, int... R>
 PackedTile floats_of(int rows, std::integer_sequence<int, R...>) {
-  static constexpr PackedTile table[] = {float_tile<K, R + 1>...};
-  return table[rows - 1];
+  if constexpr (format(K).element == 1) {
+    static constexpr PackedTile table[] = {float8_tile<R + 1>...};
+    return table[rows - 1];
+  } else {
+    static constexpr PackedTile table[] = {float_tile<K, R + 1>...};
+    return table[rows - 1];
+  }
 }
 
 INLINE void store(const F32* total, const Activations::Panel& rows, const Output& output) {

@@ -119,13 +119,13 @@ void multiply_row(const Unpacked& u, const Activations& a, const Activations::Pa
         dot(u.numbers + g * 512, q + kGroup, first, last, product);
       }
       int32_t correction = 0;
-      if (u.mode == Mode::centred) correction = facts.minus_sum * (1 << u.zero_bits);
+      if (u.mode == Mode::centred || u.mode == Mode::shifted) correction = facts.minus_sum * (1 << u.zero_bits);
       if (u.mode == Mode::halves)
         correction = (half ? facts.minus_sum - facts.minus_first : facts.minus_first) * (1 << u.zero_bits);
       const float* scale = u.scale + (g * halves + half) * kPanel;
       for (int n = 0; n < kPanel; n++) sum[n] += static_cast<float>(product[n] + correction) * facts.scale * scale[n];
     }
-    if (u.mode == Mode::minimum)
+    if (u.mode == Mode::minimum || u.mode == Mode::shifted)
       for (int n = 0; n < kPanel; n++) sum[n] += u.offset[g * kPanel + n] * facts.scaled_sum;
   }
 }
@@ -145,8 +145,20 @@ float element(Kind kind, const uint8_t* p) {
   return value;
 }
 
+void multiply_float8_row(const Weight& w, const uint8_t* from, const float* values, int64_t R, float* sum) {
+  float scale[kPanel];
+  for (int64_t k = 0; k < w.in; k++) {
+    if (k % kGroup == 0) {
+      std::memcpy(scale, float8_scales(w, from, k), sizeof(scale));
+      for (float& one : scale) one *= kFloat8;
+    }
+    for (int n = 0; n < kPanel; n++) sum[n] += half_to_float(half_of_float8(from[k * kPanel + n])) * scale[n] * values[k * R];
+  }
+}
+
 void multiply_float_row(const Weight& w, const uint8_t* from, const float* values, int64_t R, float* sum) {
   const int size = format(w.kind).element;
+  if (size == 1) return multiply_float8_row(w, from, values, R, sum);
   for (int64_t k = 0; k < w.in; k++)
     for (int n = 0; n < kPanel; n++) sum[n] += element(w.kind, from + (k * kPanel + n) * size) * values[k * R];
 }

@@ -8,7 +8,7 @@ numbers, their high bits, the scales of each group of 32 inputs, and the scales 
     8 bits      [groups][8 words][16 outputs] of 4 bytes; word j holds inputs 4j..4j+3; signed numbers plus 128
     fifth bit   [groups][16 outputs] of 4 bytes; bit j of byte b belongs to input 4j+b
     bits 5, 6   [groups][2 words][16 outputs] of 4 bytes; bits 2j, 2j+1 of byte b of word h belong to input 16h+4j+b
-    floats      [inputs][16 outputs]
+    floats      [inputs][16 outputs]; after float8 the scales of each group of inputs that share them
 
 The last panel is filled up with zeros. `packed.h` reads the same layout.
 """
@@ -239,14 +239,18 @@ def _join_q6_k(low: Section, high: Section, scales: Section, supers: Section) ->
     return numbers * np.repeat(scale, 16, axis=-1)
 
 
-# ---- integers of our own: blocks of a float32 scale and then the numbers, 4-bit ones as q4_0 has them
+# ---- numbers of our own: blocks of a float32 scale, with zero points an offset, and then the numbers, 4-bit ones as
+# q4_0 has them
 
 
-def scaled_blocks(kind: str, values: NDArray[np.int8], scales: NDArray[np.float32]) -> Bytes:
+def scaled_blocks(
+    kind: str, values: NDArray[Any], scales: NDArray[np.float32], offsets: NDArray[np.float32] | None = None
+) -> Bytes:
     """Rows of blocks for `pack`: uint8 [out, bytes of a row].
 
-    `values` [out, inputs] are within -128..127 for int8 kinds and within -8..7 for int4 kinds; the number in the kind's
-    name says how many inputs share one of `scales` [out, inputs / that]. A scale a row: repeat it.
+    `values` [out, inputs] are within -128..127 for int8 kinds, within -8..7 for int4 kinds, and float8_e4m3 for f8
+    kinds; the number in the kind's name says how many inputs share one of `scales` [out, inputs / that]. A scale a row:
+    repeat it. `offsets`, of the same shape, are what is added to scale times number, for int8z kinds and no others.
     Raises ValueError where shapes or values do not fit.
     """
     packing = PACKINGS[kind]
@@ -259,24 +263,48 @@ def scaled_blocks(kind: str, values: NDArray[np.int8], scales: NDArray[np.float3
             raise ValueError(f"{kind}: numbers must be within -8..7")
         halves = (numbers + np.int8(8)).view(np.uint8).reshape(out, numbers.shape[1], -1, 2, 16)
         numbers = (halves[..., 0, :] | halves[..., 1, :] << 4).reshape(out, numbers.shape[1], -1).view(np.int8)
-    start = np.ascontiguousarray(scales, np.float32).view(np.uint8).reshape(out, -1, 4)
-    return np.concatenate([start, numbers.view(np.uint8)], axis=-1).reshape(out, -1)
+    shared = [np.ascontiguousarray(one, np.float32) for one in (scales, offsets) if one is not None]
+    if len(shared) != (2 if kind.startswith("int8z") else 1):
+        raise ValueError(f"{kind}: {len(shared)} numbers that inputs share do not fit")
+    start = np.stack(shared, axis=-1).view(np.uint8)
+    return np.concatenate([start, np.ascontiguousarray(numbers).view(np.uint8)], axis=-1).reshape(out, -1)
 
 
-def _scaled(code: int, bits: int, shared: int) -> Packing:
-    """Numbers of 4 or 8 bits, `shared` of them with one scale."""
-    words, zero = bits, 1 << (bits - 1)
+def _scaled(code: int, bits: int, shared: int, *, offset: bool = False) -> Packing:
+    """Numbers of 4 or 8 bits, `shared` of them with one scale, and one `offset` where they have it."""
+    words, zero, own = bits, 1 << (bits - 1), 1 + offset
 
     def split(blocks: Bytes) -> tuple[Section, ...]:
-        numbers = _view(blocks, 4, blocks.shape[2], "<u4").reshape(len(blocks), -1, words)
-        return numbers ^ np.uint32(0x80808080 if bits == 8 else 0), _view(blocks, 0, 4, "<f4")
+        numbers = _view(blocks, 4 * own, blocks.shape[2], "<u4").reshape(len(blocks), -1, words)
+        return numbers ^ np.uint32(0x80808080 if bits == 8 else 0), _view(blocks, 0, 4 * own, "<f4")
 
     def join(low: Section, scales: Section) -> NDArray[np.float32]:
         numbers = _numbers(low) if bits == 4 else low.view(np.uint8).astype(np.float32)
-        joined: NDArray[np.float32] = (numbers - zero) * np.repeat(scales, shared // GROUP, axis=1)
-        return joined
+        each = np.repeat(scales, shared // GROUP, axis=1)
+        joined: NDArray[np.float32] = (numbers - zero) * each[..., :1]
+        return joined + each[..., 1:] if offset else joined
 
-    return Packing(code, shared, 4 + shared * bits // 8, (("<u4", words, 32), ("<f4", 1, shared)), split, join)
+    sections = ("<u4", words, 32), ("<f4", own, shared)
+    return Packing(code, shared, 4 * own + shared * bits // 8, sections, split, join)
+
+
+def _float8(code: int, shared: int) -> Packing:
+    """float8_e4m3, `shared` of them with one scale. There is no number that is none: its code counts as 480."""
+
+    def split(blocks: Bytes) -> tuple[Section, ...]:
+        codes = np.ascontiguousarray(blocks[..., 4:]).reshape(len(blocks), -1, 1)
+        return codes, _view(blocks, 0, 4, "<f4")
+
+    def join(codes: Section, scales: Section) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = _FLOAT8[codes] * np.repeat(scales, shared, axis=1)
+        return values
+
+    return Packing(code, shared, 4 + shared, (("u1", 1, 1), ("<f4", 1, shared)), split, join)
+
+
+_CODES = np.arange(256, dtype=np.uint8)
+_HALVES = _CODES.view(np.int8).astype(np.int16).view(np.uint16) << np.uint16(7) & np.uint16(0xBF80)
+_FLOAT8 = _HALVES.view(np.float16).astype(np.float32) * 256  # as the kernels make them of the codes
 
 
 # ---- floats
@@ -317,4 +345,10 @@ PACKINGS = {
     "int4_32": _scaled(14, 4, 32),
     "int4_64": _scaled(15, 4, 64),
     "int4_128": _scaled(16, 4, 128),
+    "int8z_32": _scaled(17, 8, 32, offset=True),
+    "int8z_64": _scaled(18, 8, 64, offset=True),
+    "int8z_128": _scaled(19, 8, 128, offset=True),
+    "f8_32": _float8(20, 32),
+    "f8_64": _float8(21, 64),
+    "f8_128": _float8(22, 128),
 }

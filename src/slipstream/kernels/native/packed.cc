@@ -28,7 +28,7 @@ int number(const Format& f, const uint8_t* low, const uint8_t* high, int n, int 
 }
 
 struct Scales {
-  float first, second;  // Mode::minimum: scale and offset; halves: both scales; centred: the scale twice
+  float first, second;  // Mode::minimum and shifted: scale and offset; halves: both scales; centred: the scale twice
 };
 
 Scales scales(const Weight& w, const uint8_t* panel, int64_t g, int n) {
@@ -37,7 +37,9 @@ Scales scales(const Weight& w, const uint8_t* panel, int64_t g, int n) {
   if (f.shared) {
     float scale;
     std::memcpy(&scale, at + 4 * n, 4);
-    return {scale, scale};
+    float offset = scale;
+    if (f.mode == Mode::shifted) std::memcpy(&offset, at + 4 * kPanel + 4 * n, 4);
+    return {scale, offset};
   }
   if (!f.supers) {
     const float first = half_at(at + 2 * n);
@@ -49,10 +51,17 @@ Scales scales(const Weight& w, const uint8_t* panel, int64_t g, int n) {
   return {d * static_cast<int8_t>(at[n]), d * static_cast<int8_t>(at[16 + n])};
 }
 
-float float_at(Kind kind, const uint8_t* p) {
-  if (kind == Kind::f16) return half_at(p);
+// Input k of output n of a panel.
+float float_at(const Weight& w, const uint8_t* panel, int64_t k, int n) {
+  const Format& f = format(w.kind);
+  const uint8_t* p = panel + (k * kPanel + n) * f.element;
+  if (w.kind == Kind::f16) return half_at(p);
   uint32_t bits = 0;
-  if (kind == Kind::f32) {
+  if (f.element == 1) {
+    std::memcpy(&bits, float8_scales(w, panel, k) + 4 * n, 4);
+    return half_to_float(half_of_float8(*p)) * (kFloat8 * from_bits(bits));
+  }
+  if (w.kind == Kind::f32) {
     std::memcpy(&bits, p, 4);
     return from_bits(bits);
   }
@@ -93,7 +102,7 @@ void unpack_panel(const Weight& w, int64_t panel, const Unpacked& to) {
       const Scales s = scales(w, from, g, n);
       to.scale[g * per_group + n] = s.first;
       if (to.mode == Mode::halves) to.scale[g * per_group + 16 + n] = s.second;
-      if (to.mode == Mode::minimum) to.offset[g * 16 + n] = s.second;
+      if (to.mode == Mode::minimum || to.mode == Mode::shifted) to.offset[g * 16 + n] = s.second;
     }
   }
 }
@@ -103,7 +112,7 @@ void decode_row(const Weight& w, int64_t row, float* to) {
   const uint8_t* from = w.panel(row / kPanel);
   const int n = static_cast<int>(row % kPanel);
   if (f.element) {
-    for (int64_t k = 0; k < w.in; k++) to[k] = float_at(w.kind, from + (k * kPanel + n) * f.element);
+    for (int64_t k = 0; k < w.in; k++) to[k] = float_at(w, from, k, n);
     return;
   }
   const int zero = f.zero_bits ? 1 << f.zero_bits : 0;
@@ -112,7 +121,7 @@ void decode_row(const Weight& w, int64_t row, float* to) {
     const uint8_t *low = from + g * f.low, *high = from + w.high + g * f.high;
     for (int k = 0; k < kGroup; k++) {
       const float u = static_cast<float>(number(f, low, high, n, k) - zero);
-      to[k] = f.mode == Mode::minimum ? u * s.first + s.second : u * (k < 16 ? s.first : s.second);
+      to[k] = f.mode == Mode::minimum || f.mode == Mode::shifted ? u * s.first + s.second : u * (k < 16 ? s.first : s.second);
     }
   }
 }

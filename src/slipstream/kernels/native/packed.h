@@ -3,20 +3,23 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 
 namespace slipstream {
 
 // GGUF's, floats, and integers of our own with a float32 scale for so many inputs.
 enum class Kind : int {
-  q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, f32, f16, bf16, int8_32, int8_64, int8_128, int4_32, int4_64, int4_128
+  q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, f32, f16, bf16, int8_32, int8_64, int8_128, int4_32, int4_64, int4_128,
+  int8z_32, int8z_64, int8z_128, f8_32, f8_64, f8_128  // with zero points; float8_e4m3
 };
-constexpr int kKinds = 17, kPanel = 16, kGroup = 32;
+constexpr int kKinds = 23, kPanel = 16, kGroup = 32;
 
 // How the numbers u (without sign) of a group of 32 become weights.
 enum class Mode {
   minimum,  // scale * u + offset
   centred,  // scale * (u - zero)
   halves,   // the same, with one scale for inputs 0-15 and another for 16-31
+  shifted,  // scale * (u - zero) + offset
 };
 
 struct Format {
@@ -46,6 +49,12 @@ constexpr Format kFormats[kKinds] = {
     {32, 256, 0, 64, 0, Mode::centred, 3, 0, 1},  // int4_32
     {64, 256, 0, 64, 0, Mode::centred, 3, 0, 2},  // int4_64
     {128, 256, 0, 64, 0, Mode::centred, 3, 0, 3},  // int4_128
+    {32, 512, 0, 128, 0, Mode::shifted, 7, 0, 1},  // int8z_32
+    {64, 512, 0, 128, 0, Mode::shifted, 7, 0, 2},  // int8z_64
+    {128, 512, 0, 128, 0, Mode::shifted, 7, 0, 3},  // int8z_128
+    {32, 0, 0, 64, 0, Mode::minimum, 0, 1, 1},    // f8_32
+    {64, 0, 0, 64, 0, Mode::minimum, 0, 1, 2},    // f8_64
+    {128, 0, 0, 64, 0, Mode::minimum, 0, 1, 3},   // f8_128
 };
 
 // Bytes of weights that are fetched ahead of their use: 4 KB pages stop the hardware's own prefetching.
@@ -54,7 +63,9 @@ constexpr int64_t kFetchAhead = 8192;
 constexpr const Format& format(Kind kind) { return kFormats[static_cast<int>(kind)]; }
 // Kinds that differ only in how many groups share a scale are read by the same code.
 constexpr Kind read_as(Kind kind) {
-  return kind >= Kind::int4_32 ? Kind::int4_32 : kind >= Kind::int8_32 ? Kind::int8_32 : kind;
+  for (const Kind first : {Kind::f8_32, Kind::int8z_32, Kind::int4_32, Kind::int8_32})
+    if (kind >= first) return first;
+  return kind;
 }
 constexpr bool is_float(Kind kind) { return format(kind).element != 0; }
 
@@ -79,7 +90,8 @@ inline Weight packed_weight(Kind kind, int64_t out, int64_t in, const uint8_t* d
   Weight w;
   w.kind = kind, w.out = out, w.in = in, w.panels = (out + kPanel - 1) / kPanel, w.data = data;
   if (f.element) {
-    w.panel_bytes = padded(in * kPanel * f.element);
+    w.scales = padded(in * kPanel * f.element), w.shared_bits = f.shared ? f.shared - 1 : 0;
+    w.panel_bytes = w.scales + (f.shared ? padded((in / kGroup >> w.shared_bits) * f.scales) : 0);
     return w;
   }
   w.groups = in / kGroup;
@@ -99,7 +111,7 @@ struct Unpacked {
   int zero_bits;
   uint8_t* numbers;  // [groups][8 words][16 outputs][4]
   float* scale;      // [groups][16], or [groups][2][16] for Mode::halves
-  float* offset;     // [groups][16], for Mode::minimum
+  float* offset;     // [groups][16], for Mode::minimum and shifted
 };
 constexpr size_t kUnpackedGroupBytes = 512 + 128 + 64;  // of memory that the three need together, a group
 
@@ -114,5 +126,14 @@ void unpack_panel(const Weight& w, int64_t panel, const Unpacked& to);
 void decode_row(const Weight& w, int64_t row, float* to);
 
 float half_to_float(uint16_t bits);
+// The bits of a half that is 1/256 of a float8_e4m3, whose exponent has one bit less and counts from 7 in place of 15.
+constexpr uint16_t half_of_float8(uint8_t code) {
+  return static_cast<uint16_t>((code & 0x80) << 8 | (code & 0x7f) << 7);
+}
+constexpr float kFloat8 = 256;
+// Where the scales of the group of input k begin in a panel of such a weight.
+inline const uint8_t* float8_scales(const Weight& w, const uint8_t* panel, int64_t k) {
+  return panel + w.scales + (k / kGroup >> w.shared_bits) * format(w.kind).scales;
+}
 
 }  // namespace slipstream
