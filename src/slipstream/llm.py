@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from slipstream.api.engine import POOLED, EngineRequest, PoolingInfo, TokenLogprobs, TokenOutput
 from slipstream.api.outputs import (
+    ClassificationOutput,
     CompletionOutput,
     EmbeddingOutput,
     FinishReason,
@@ -32,7 +33,8 @@ from slipstream.engine.start import start
 from slipstream.errors import ConfigError, NoTokenizer, RequestError, RequestFailed
 from slipstream.text import Tokenizer, load_tokenizer
 from slipstream.text.choice import Choice
-from slipstream.text.pooling import Pooled, check_dimensions, check_length, finished, limit_of, pairs, scoring
+from slipstream.text.pairs import Pooled
+from slipstream.text.pooling import check_dimensions, check_length, finished, limit_of, pairs, scoring
 from slipstream.text.prompts import Prompt, TokensPrompt, prompts_of, text_or_ids
 
 Message: TypeAlias = Mapping[str, Any]
@@ -105,14 +107,7 @@ class LLM:
         """
         info = self._pools("embed")
         check_dimensions(dimensions, info)
-        longest = self.engine.info.max_model_len
-        most = limit_of(truncate_prompt_tokens, longest)
-        texts = []
-        for prompt in prompts_of(prompts):
-            given = text_or_ids(prompt)
-            ids = self._tokenizer("text").encode_cut(given, most=most) if isinstance(given, str) else given[:most]
-            check_length(len(ids), longest, "the prompt")
-            texts.append(Pooled(ids))
+        texts = self._encoded(prompts, truncate_prompt_tokens)
         unit = info.normalize if normalize is None else normalize
         made = [finished(one, dimensions=dimensions, normalize=unit).tolist() for one in self._vectors(texts, use_tqdm)]
         return [
@@ -125,21 +120,38 @@ class LLM:
         text_1: str | Sequence[str],
         text_2: str | Sequence[str],
         *,
+        instruction: str | None = None,
         truncate_prompt_tokens: int | None = None,
         use_tqdm: bool = True,
     ) -> list[PoolingRequestOutput[ScoringOutput]]:
         """How well texts go together: one with each of the others, or two lists side by side.
 
         A reranker reads both texts of a pair at once; of an embedding model it is the cosine of their vectors.
+        `instruction`: what makes them go together, for a model that is asked in words (Qwen3-Reranker).
         """
         info, longest, given = self._pools("embed", "score"), self.engine.info.max_model_len, pairs(text_1, text_2)
         most = limit_of(truncate_prompt_tokens, longest)
-        made = scoring(self._tokenizer("text"), info, longest, given, most=most)
+        made = scoring(self._tokenizer("text"), info, longest, given, most=most, instruction=instruction)
         scores = made.scores(self._vectors(made.inputs, use_tqdm))
         ids = [one.token_ids for one in made.inputs] if info.task == "score" else [[]] * len(scores)
         return [
             PoolingRequestOutput(str(next(self._ids)), ScoringOutput(score), tokens)
             for score, tokens in zip(scores, ids, strict=True)
+        ]
+
+    def classify(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput[ClassificationOutput]]:
+        """The share of each of a classifier's labels, for each prompt; `engine.info.pooling.labels` names them."""
+        self._pools("classify")
+        texts = self._encoded(prompts, truncate_prompt_tokens)
+        return [
+            PoolingRequestOutput(str(next(self._ids)), ClassificationOutput(shares.tolist()), text.token_ids)
+            for shares, text in zip(self._vectors(texts, use_tqdm), texts, strict=True)
         ]
 
     def chat(
@@ -214,6 +226,18 @@ class LLM:
             hint = '; LLM(..., runner="pooling") makes vectors with it' if info is None else ""
             raise RequestError(f"this model {what}{hint}", code="wrong_task")
         return info
+
+    def _encoded(self, prompts: Prompt | Sequence[Prompt], truncate: int | None) -> list[Pooled]:
+        """Token ids of prompts to be pooled. Raises RequestError for one that is too long."""
+        longest = self.engine.info.max_model_len
+        most = limit_of(truncate, longest)
+        texts = []
+        for prompt in prompts_of(prompts):
+            given = text_or_ids(prompt)
+            ids = self._tokenizer("text").encode_cut(given, most=most) if isinstance(given, str) else given[:most]
+            check_length(len(ids), longest, "the prompt")
+            texts.append(Pooled(ids))
+        return texts
 
     def _vectors(self, texts: Sequence[Pooled], use_tqdm: bool) -> list[np.ndarray]:
         """The engine's vectors of texts, all run together."""

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from slipstream.checkpoint.hub import HubName, choose
-from slipstream.checkpoint.sentence_transformers import pooling_of, tokenizer_for
+from slipstream.checkpoint.sentence_transformers import dense_files, pooling_of, tokenizer_for
 from slipstream.errors import CheckpointError, UnsupportedModel
-from slipstream.spec.source import Pooling
+from slipstream.spec.source import Answers, Dense, Pooling
 from slipstream.spec.tokenizer import TokenizerSpec
 
 TYPES = "sentence_transformers.models."
@@ -57,12 +57,47 @@ def test_the_newer_spelling(tmp_path: Path) -> None:
     )
 
 
+def test_products_after_the_pooling(tmp_path: Path) -> None:
+    folder = write(tmp_path, modes("mean_tokens"), "Transformer", "Pooling", "Dense", "Normalize")
+    (folder / "2_Dense").mkdir()
+    config = folder / "2_Dense" / "config.json"
+    config.write_text(json.dumps({"in_features": 24, "out_features": 8, "bias": False}))
+    dense = Dense("2_Dense", 24, 8, False, "torch.nn.modules.activation.Tanh")
+    pooling = pooling_of(folder)
+    assert pooling == Pooling("mean", normalize=True, dense=(dense,))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing: it holds the weights of a Dense module"):
+        dense_files(folder, pooling)
+    config.write_text(json.dumps({"in_features": 24}))
+    with pytest.raises(CheckpointError, match="lacks in_features and out_features"):
+        pooling_of(folder)
+
+
+def test_a_reranker_that_answers(tmp_path: Path) -> None:
+    """As Qwen3-Reranker is published since sentence-transformers 5.4."""
+    folder = write(tmp_path, {}, "Transformer", "LogitScore")
+    (folder / "1_LogitScore").mkdir()
+    config = folder / "1_LogitScore" / "config.json"
+    config.write_text(json.dumps({"true_token_id": 9693, "false_token_id": 2152}))
+    assert pooling_of(folder) == Pooling("last", normalize=False, answers=Answers(9693, 2152))
+    said = {"prompts": {"query": "Find it"}, "default_prompt_name": "query", "model_type": "CrossEncoder"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(said))
+    found = pooling_of(folder)
+    assert found is not None and found.answers == Answers(9693, 2152, "Find it")
+    config.write_text(json.dumps({"false_token_id": 2152}))
+    with pytest.raises(CheckpointError, match="lacks true_token_id"):
+        pooling_of(folder)
+
+
 def test_what_is_not_computed(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match="module of type Dense; Slipstream computes Transformer, Pooling"):
-        pooling_of(write(tmp_path, modes("cls_token"), "Transformer", "Pooling", "Dense"))
+    with pytest.raises(UnsupportedModel, match="module of type WordWeights; Slipstream computes Transformer, Pooling"):
+        pooling_of(write(tmp_path, modes("cls_token"), "Transformer", "Pooling", "WordWeights"))
+    with pytest.raises(
+        UnsupportedModel, match=r"lists Transformer, Normalize, Pooling; Slipstream computes .* in this order"
+    ):
+        pooling_of(write(tmp_path, modes("cls_token"), "Transformer", "Normalize", "Pooling"))
     with pytest.raises(UnsupportedModel, match="pooling by max_tokens; it must be one of cls_token, mean_tokens"):
         pooling_of(write(tmp_path, modes("max_tokens"), "Transformer", "Pooling"))
-    with pytest.raises(UnsupportedModel, match="no module of type Pooling"):
+    with pytest.raises(UnsupportedModel, match="lists Transformer; Slipstream computes"):
         pooling_of(write(tmp_path, modes("cls_token"), "Transformer"))
     with pytest.raises(UnsupportedModel, match="include_prompt"):
         pooling_of(write(tmp_path, modes("cls_token") | {"include_prompt": False}, "Transformer", "Pooling"))
@@ -89,7 +124,7 @@ def test_what_the_tokenizer_adds_is_left_to_its_file() -> None:
 
 
 def test_files_fetched_from_the_hub() -> None:
-    files = ["model.safetensors", "config.json", "modules.json", "1_Pooling/config.json", "onnx/config.json"]
-    assert choose(HubName("a/b"), files)[0] == [
-        "model.safetensors", "config.json", "modules.json", "1_Pooling/config.json"
-    ]  # fmt: skip
+    needed = ["model.safetensors", "config.json", "modules.json", "1_Pooling/config.json"]
+    dense = ["2_Dense/config.json", "2_Dense/model.safetensors"]
+    files = [*needed, *dense, "onnx/config.json", "2_Dense/pytorch_model.bin"]
+    assert choose(HubName("a/b"), files)[0] == needed + dense

@@ -62,6 +62,13 @@ RERANKERS: dict[str, dict[str, Any]] = {
     "xlm-roberta": {**ENCODERS["xlm-roberta"], **ONE_LABEL, "architectures": ["XLMRobertaForSequenceClassification"]},
 }
 
+LABELS = {"id2label": {"0": "bad", "1": "fair", "2": "good"}, "label2id": {"bad": 0, "fair": 1, "good": 2}}
+CLASSIFIERS: dict[str, dict[str, Any]] = {
+    "bert": {**BERT, **LABELS, "architectures": ["BertForSequenceClassification"]},
+    "roberta": {**ROBERTA, **LABELS, "architectures": ["RobertaForSequenceClassification"],
+                "problem_type": "multi_label_classification"},
+}  # fmt: skip
+
 LENGTH, SECOND, POSITIONS = 150, 70, (0, 69, 70, 149)
 """Of the text that the goldens have, where its second part begins, and the positions whose states they hold."""
 

@@ -14,7 +14,7 @@ from slipstream.kernels.bidirectional import attend_all
 from slipstream.kernels.ragged import Step
 from slipstream.models.encoder.bert import Config, Weights
 from slipstream.models.registry import encoder, family
-from slipstream.models.scores import activation_of
+from slipstream.models.scores import activation_of, labels
 from slipstream.spec.param import params
 from tests.models.encoders import (
     BERT,
@@ -105,8 +105,8 @@ def test_configs_that_are_refused() -> None:
         Config.from_hf({**BERT, "position_embedding_type": "relative_key"})
     with pytest.raises(UnsupportedModel, match="hidden_act to 'mish'; Slipstream computes gelu, "):
         Config.from_hf({**BERT, "hidden_act": "mish"})
-    with pytest.raises(UnsupportedModel, match="classifies by 3 labels"):
-        Config.from_hf({**RERANKERS["bert"], "id2label": {"0": "a", "1": "b", "2": "c"}})
+    with pytest.raises(CheckpointError, match="id2label must name the labels from 0 on"):
+        Config.from_hf({**RERANKERS["bert"], "id2label": {"0": "a", "2": "c"}})
     with pytest.raises(UnsupportedModel, match=r"asks for scores by torch\.Tanh; Slipstream computes torch"):
         activation_of({**RERANKERS["bert"], "sbert_ce_default_activation_function": "torch.Tanh"})
     with pytest.raises(UnknownConfigKeys, match=r"sentence_transformers\.bias \(reranker\)"):
@@ -124,6 +124,19 @@ def test_what_a_reranker_says_of_its_activation() -> None:
     assert activation_of(config) == identity
     assert Config.from_hf(config).score == "bert"
     assert activation_of(RERANKERS["bert"]) == "torch.nn.modules.activation.Sigmoid"
+
+
+def test_labels() -> None:
+    """Their order is that of their numbers; without names there are two, as in transformers."""
+    config = {**RERANKERS["bert"], "id2label": {f"{i}": f"label {i}" for i in (0, 10, *range(1, 10))}}
+    assert labels(config) == tuple(f"label {i}" for i in range(11))
+    assert Config.from_hf(config).labels == 11
+    assert labels({**BERT, "architectures": ["BertForSequenceClassification"]}) == ("LABEL_0", "LABEL_1")
+    assert labels(BERT) is None
+    softmax, sigmoid = (f"torch.nn.modules.activation.{name}" for name in ("Softmax", "Sigmoid"))
+    assert activation_of(config) == softmax
+    assert activation_of({**config, "problem_type": "multi_label_classification"}) == sigmoid
+    assert activation_of({**config, "problem_type": "regression"}) == "torch.nn.modules.linear.Identity"
 
 
 def test_positions_of_roberta_begin_behind_the_padding_token() -> None:

@@ -64,6 +64,20 @@ def score(model: Any, text: Sequence[int], second: int | None = None) -> float:
 
 
 @torch.no_grad()
+def shares(model: Any, text: Sequence[int], *, several: bool) -> np.ndarray:
+    """The shares of a classifier's labels, of which one holds or `several` may."""
+    logits = model(**_inputs(text, None)).logits[0]
+    return (torch.sigmoid(logits) if several else torch.softmax(logits, -1)).numpy()
+
+
+@torch.no_grad()
+def answer(model: Any, text: Sequence[int], *, yes: int, no: int) -> float:
+    """The probability that a language model says `yes` after a text, if it must say that or `no`."""
+    logits = model(input_ids=torch.tensor([list(text)])).logits[0, -1]
+    return float(torch.softmax(logits[[no, yes]], -1)[1])
+
+
+@torch.no_grad()
 def decoder_states(model: Any, text: Sequence[int]) -> np.ndarray:
     """The states [t, d] of a decoder's text, after its final norm."""
     return model.model(input_ids=torch.tensor([list(text)])).last_hidden_state[0].numpy()

@@ -10,8 +10,19 @@ import pytest
 
 from slipstream.checkpoint import open_checkpoint
 from slipstream.kernels.ragged import Kernels
-from slipstream.spec.source import Pooling, PoolingKind
-from tests.models.encoders import ENCODERS, ONE_LABEL, RERANKERS, Encoded, engine_of, renormalised, text_of, vectors
+from slipstream.spec.source import Answers, Pooling, PoolingKind
+from tests.models.encoders import (
+    CLASSIFIERS,
+    ENCODERS,
+    LABELS,
+    ONE_LABEL,
+    RERANKERS,
+    Encoded,
+    engine_of,
+    renormalised,
+    text_of,
+    vectors,
+)
 from tests.models.harness import difference
 from tests.models.variants import VARIANTS
 from tests.parity import encoders as reference
@@ -95,3 +106,34 @@ def test_a_decoder_that_pools(name: str, tmp_path: Path) -> None:
         assert difference(found[None], reference.decoder_states(theirs, text)[-1:]) < TOLERANCE
     assert difference(vectors(engine, texts[2:])[0][None], reference.decoder_states(theirs, texts[2])[-1:]) < TOLERANCE
     assert engine.stats().prefix_hits >= 48
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_shares_of_labels(name: str, tmp_path: Path) -> None:
+    theirs = reference.write_encoder(CLASSIFIERS[name], tmp_path)
+    engine = engine_of(open_checkpoint(tmp_path))
+    several = CLASSIFIERS[name].get("problem_type") == "multi_label_classification"
+    texts = [text_of(89, n) for n in (20, 3)]
+    for text, found in zip(texts, vectors(engine, texts), strict=True):
+        assert np.abs(found - reference.shares(theirs, text, several=several)).max() < TOLERANCE
+
+
+def test_a_decoder_that_classifies(tmp_path: Path) -> None:
+    config = {**VARIANTS["llama"], **LABELS, "architectures": ["LlamaForSequenceClassification"]}
+    theirs = reference.write_decoder(config, tmp_path)
+    engine = engine_of(open_checkpoint(tmp_path))
+    texts = [text_of(config["vocab_size"], n) for n in (20, 3)]
+    for text, found in zip(texts, vectors(engine, texts), strict=True):
+        assert np.abs(found - reference.shares(theirs, text, several=False)).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
+def test_a_decoder_that_answers(name: str, tmp_path: Path) -> None:
+    """As Qwen3-Reranker's card does it: of the logits of `no` and `yes` the softmax's second. Gemma 2 caps its
+    logits."""
+    theirs = write_checkpoint(VARIANTS[name], tmp_path)
+    asked = Pooling("last", normalize=False, answers=Answers(yes=11, no=3))
+    engine = engine_of(open_checkpoint(tmp_path), pooling=asked)
+    texts = [text_of(VARIANTS[name]["vocab_size"], n) for n in (20, 3)]
+    for text, found in zip(texts, vectors(engine, texts), strict=True):
+        assert abs(float(found[0]) - reference.answer(theirs, text, yes=11, no=3)) < TOLERANCE

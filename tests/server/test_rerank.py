@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
+
+from slipstream.api.engine import PoolingInfo
 
 from .conftest import Start
 from .test_embeddings import error, unit
 from .toys import BOS_ID, ids
-from .vector_client import SCORE, VectorClient
+from .vector_client import CLASSIFY, SCORE, VectorClient, vector_of
 
 DOCUMENTS = ["zebra", "a", {"text": "apple"}, "kiwi"]
 TEXTS = ["zebra", "a", "apple", "kiwi"]
@@ -70,3 +73,33 @@ def test_score(start: Start) -> None:
     refused = live.post("/score", json={"text_1": ["a", "b"], "text_2": ["a", "b", "c"]})
     assert (refused.status_code, error(refused)["param"]) == (400, "text_2")
     assert BOS_ID in live.client.requests[0].prompt_token_ids
+
+
+def test_labels(start: Start) -> None:
+    live = start(client=VectorClient(info=CLASSIFY))
+    for path in ("/v1/classify", "/classify"):
+        reply = live.post(path, json={"input": ["zebra", "kiwi"]}).json()
+        assert reply["id"].startswith("classify-") and reply["object"] == "list"
+        for i, (one, text) in enumerate(zip(reply["data"], ["zebra", "kiwi"], strict=True)):
+            shares = vector_of([BOS_ID, *ids(text)])
+            assert (one["index"], one["num_classes"]) == (i, 6)
+            np.testing.assert_allclose(one["probs"], shares, atol=1e-6)
+            assert one["label"] == "abcdef"[int(np.argmax(shares))]
+    refused = live.post("/v1/embeddings", json={"input": "a"})
+    assert (refused.status_code, error(refused)["code"]) == (400, "wrong_task")
+    assert "/v1/classify" in error(refused)["message"]
+    refused = start(client=VectorClient()).post("/v1/classify", json={"input": "a"})
+    assert error(refused)["code"] == "wrong_task"
+
+
+def test_an_instruction(start: Start) -> None:
+    asked = replace(SCORE, pooling=PoolingInfo(task="score", size=1, prompted=True, instruction="find"))
+    live = start(client=VectorClient(info=replace(asked, max_model_len=2048)))
+    body = {"query": "q", "documents": ["a"]}
+    for said, expected in ((None, "find"), ("other", "other")):
+        live.post("/v1/rerank", json=body | ({} if said is None else {"instruction": said}))
+        wanted = ids(f"<Instruct>: {expected}\n<Query>: q\n<Document>: a")
+        found = live.client.requests[-1].prompt_token_ids
+        assert any(found[i : i + len(wanted)] == wanted for i in range(len(found)))
+    reply = start(client=VectorClient(info=SCORE)).post("/v1/rerank", json=body | {"instruction": "find"})
+    assert (reply.status_code, error(reply)["param"]) == (400, "instruction")

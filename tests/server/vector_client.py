@@ -16,6 +16,7 @@ from .memory_client import INFO
 SIZE = 6
 EMBED = replace(INFO, pooling=PoolingInfo(task="embed", size=SIZE, dimensions=(2, 4)))
 SCORE = replace(INFO, pooling=PoolingInfo(task="score", size=1))
+CLASSIFY = replace(INFO, pooling=PoolingInfo(task="classify", size=SIZE, labels=tuple("abcdef")))
 
 
 def vector_of(ids: list[int]) -> np.ndarray:

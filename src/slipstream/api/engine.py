@@ -68,16 +68,22 @@ POOLED = TokenSampling(max_tokens=1)
 
 
 class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine makes of a text: a vector (embed), or a score of a pair of texts.
+    """What an engine makes of a text: a vector (embed), the shares of its labels (classify), or a score of a pair of
+    texts.
 
     `size`: numbers in a vector. `normalize`: vectors are to have length 1. `dimensions`: the sizes that a vector may be
     cut to; empty: any; None: its own alone. Both are left to the reader: the engine's vectors are whole.
+    `labels`: a classifier's, in the order of its vectors. `prompted`: a pair is put into a prompt, with an
+    `instruction` that says what is wanted; None: the prompt's own.
     """
 
-    task: Literal["embed", "score"]
+    task: Literal["embed", "score", "classify"]
     size: int
     normalize: bool = True
     dimensions: tuple[int, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    prompted: bool = False
+    instruction: str | None = None
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -66,7 +66,19 @@ class ScoringOutput:
     score: float
 
 
-Output = TypeVar("Output", EmbeddingOutput, ScoringOutput)
+@dataclass(frozen=True)
+class ClassificationOutput:
+    """The share of each label, in their order."""
+
+    probs: list[float]
+
+    @property
+    def num_classes(self) -> int:
+        """Labels."""
+        return len(self.probs)
+
+
+Output = TypeVar("Output", EmbeddingOutput, ScoringOutput, ClassificationOutput)
 
 
 @dataclass(frozen=True)

@@ -70,12 +70,15 @@ class RerankRequest(PoolingFields, kw_only=True):
         Send the documents' texts back (default true).
     truncate_prompt_tokens
         Cut a query with its document to so many tokens, at the document's end; -1: to the longest that the model takes.
+    instruction
+        What makes a document relevant, for a model that is asked in words (Qwen3-Reranker). Absent: its own.
     priority
         Lower is served sooner, where the engine's policy is priority.
     """
 
     query: str
     documents: list[str | TextDocument]
+    instruction: str | None = None
     top_n: int | None = None
     return_documents: bool | None = None
 
@@ -91,7 +94,7 @@ class ScoreRequest(PoolingFields, kw_only=True):
         As many texts, or with one text_1 any number.
     model
         The served model's name; absent: the served model.
-    truncate_prompt_tokens
+    truncate_prompt_tokens, instruction
         As for a rerank.
     priority
         Lower is served sooner, where the engine's policy is priority.
@@ -99,6 +102,28 @@ class ScoreRequest(PoolingFields, kw_only=True):
 
     text_1: str | list[str]
     text_2: str | list[str]
+    instruction: str | None = None
+
+
+class ClassifyRequest(PoolingFields, kw_only=True):
+    """POST /v1/classify.
+
+    Parameters
+    ----------
+    input
+        A text, a list of texts, a list of token ids, or a list of such lists.
+    model
+        The served model's name; absent: the served model.
+    truncate_prompt_tokens
+        As for embeddings.
+    add_special_tokens
+        Let the tokenizer add its special tokens (default true).
+    priority
+        Lower is served sooner, where the engine's policy is priority.
+    """
+
+    input: str | list[Any]
+    add_special_tokens: bool | None = None
 
 
 class PoolingUsage(msgspec.Struct, kw_only=True):
@@ -160,4 +185,24 @@ class ScoreReply(msgspec.Struct, kw_only=True):
     created: int
     model: str
     data: list[Score]
+    usage: PoolingUsage
+
+
+class Classification(msgspec.Struct, kw_only=True):
+    """The likeliest label of one input, and the share of each label in the order of config.json's id2label."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class ClassifyReply(msgspec.Struct, kw_only=True):
+    """The answer of /v1/classify."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Classification]
     usage: PoolingUsage

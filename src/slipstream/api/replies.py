@@ -162,7 +162,7 @@ class Completion(msgspec.Struct, kw_only=True):
 class Model(msgspec.Struct, kw_only=True):
     """A served model. `root` is the name that it was loaded under.
 
-    `task`: generate (completions), embed (embeddings, and rerank by their cosine), or score (rerank).
+    `task`: generate (completions), embed (embeddings, and rerank by their cosine), score (rerank), or classify.
     """
 
     id: str
@@ -172,7 +172,7 @@ class Model(msgspec.Struct, kw_only=True):
     root: str
     parent: None = None
     max_model_len: int
-    task: Literal["generate", "embed", "score"] = "generate"
+    task: Literal["generate", "embed", "score", "classify"] = "generate"
     embedding_size: int | UnsetType = UNSET
 
 

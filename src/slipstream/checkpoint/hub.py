@@ -23,7 +23,7 @@ _NAME = re.compile(
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _BESIDE = (".json", ".txt", ".model", ".jinja")
 _INDEX = "model.safetensors.index.json"
-_DEEPER = re.compile(r"additional_chat_templates/[\w.-]+\.jinja|\d+_\w+/config\.json")
+_DEEPER = re.compile(r"additional_chat_templates/[\w.-]+\.jinja|\d+_\w+/(config\.json|model\.safetensors)")
 """Templates, and the modules that sentence-transformers puts behind a model."""
 
 

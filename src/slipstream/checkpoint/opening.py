@@ -8,9 +8,11 @@ from slipstream.checkpoint import folder as hf
 from slipstream.checkpoint import gguf_config, gguf_tokenizer, quantized, safetensors_source
 from slipstream.checkpoint.gguf_file import GgufFile
 from slipstream.checkpoint.gguf_source import GgufSource
-from slipstream.checkpoint.sentence_transformers import pooling_of, tokenizer_for
+from slipstream.checkpoint.joined import Joined
+from slipstream.checkpoint.renamed import Renamed
+from slipstream.checkpoint.sentence_transformers import dense_files, pooling_of, tokenizer_for
 from slipstream.errors import CheckpointError
-from slipstream.spec.source import Checkpoint
+from slipstream.spec.source import Checkpoint, Source
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -42,6 +44,10 @@ def why_no_tokenizer(checkpoint: Checkpoint) -> str:
 def _open_safetensors(path: Path) -> Checkpoint:
     source, config = quantized.opened(safetensors_source.open_folder(path), hf.config_of(path))
     pooling = pooling_of(path)
+    if pooling is not None and pooling.dense:
+        files = dense_files(path, pooling)
+        beside = [_under(name, safetensors_source.SafetensorsSource([file])) for name, file in files.items()]
+        source = Joined([source, *beside])
     return Checkpoint(
         path=path,
         config=config,
@@ -50,6 +56,10 @@ def _open_safetensors(path: Path) -> Checkpoint:
         generation=hf.generation_of(path, config),
         pooling=pooling,
     )
+
+
+def _under(folder: str, source: Source) -> Source:
+    return Renamed.of(source, lambda name: f"{folder}.{name}")
 
 
 def _open_gguf(path: Path) -> Checkpoint:

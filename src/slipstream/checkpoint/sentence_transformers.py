@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from slipstream.errors import CheckpointError, UnsupportedModel
-from slipstream.spec.source import Pooling, PoolingKind
+from slipstream.spec.source import Answers, Dense, Pooling, PoolingKind
 from slipstream.spec.tokenizer import TokenizerSpec
 
 _LIMIT = 1 << 20
-_MODULES = ("Transformer", "Pooling", "Normalize")
+_MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
+_SCORING = ("Transformer", "LogitScore")
+"""What follows what: of models that make vectors, of which the last two may be left out, and of those that score
+pairs."""
 _KINDS: Mapping[str, PoolingKind] = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last"}
 _NAMES: Mapping[str, PoolingKind] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 
@@ -28,15 +31,41 @@ def pooling_of(folder: Path) -> Pooling | None:
         return None
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise CheckpointError(f"{folder / 'modules.json'} is not a list of modules")
-    found = {str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", "")) for module in modules}
-    unknown = [name for name in found if name not in _MODULES]
-    if unknown or "Pooling" not in found:
-        what = f"has a module of type {unknown[0]}" if unknown else "has no module of type Pooling"
-        raise UnsupportedModel(f"{folder / 'modules.json'} {what}; Slipstream computes {', '.join(_MODULES)}")
-    if Path(found["Pooling"]).is_absolute() or ".." in Path(found["Pooling"]).parts:
-        raise CheckpointError(f"{folder / 'modules.json'} names a folder outside its own: {found['Pooling']}")
-    kind = _kind(folder / found["Pooling"] / "config.json")
-    return Pooling(kind, normalize="Normalize" in found, max_tokens=_max_tokens(folder))
+    found = [(str(module.get("type", "")).rpartition(".")[2], str(module.get("path", ""))) for module in modules]
+    for name, path in found:
+        if name not in _MODULES + _SCORING:
+            known = ", ".join(dict.fromkeys(_MODULES + _SCORING))
+            raise UnsupportedModel(
+                f"{folder / 'modules.json'} has a module of type {name}; Slipstream computes {known}"
+            )
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise CheckpointError(f"{folder / 'modules.json'} names a folder outside its own: {path}")
+    names = [name for name, _ in found]
+    paths = dict(found)
+    if tuple(names) == _SCORING:
+        return Pooling(
+            "last", normalize=False, max_tokens=_max_tokens(folder), answers=_answers(folder, paths["LogitScore"])
+        )
+    if names.count("Pooling") != 1 or names != sorted(names, key=_MODULES.index):
+        raise UnsupportedModel(
+            f"{folder / 'modules.json'} lists {', '.join(names)}; Slipstream computes "
+            f"{', '.join(_MODULES)} in this order, or {', '.join(_SCORING)}"
+        )
+    return Pooling(
+        _kind(folder / paths["Pooling"] / "config.json"),
+        normalize="Normalize" in names,
+        max_tokens=_max_tokens(folder),
+        dense=tuple(_dense(folder, path) for name, path in found if name == "Dense"),
+    )
+
+
+def dense_files(folder: Path, pooling: Pooling) -> dict[str, Path]:
+    """The file of each of the pooling's Dense modules, by its name. Raises CheckpointError where one is absent."""
+    files = {dense.name: folder / dense.name / "model.safetensors" for dense in pooling.dense}
+    for file in files.values():
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing: it holds the weights of a Dense module (pickles are not read)")
+    return files
 
 
 def tokenizer_for(spec: TokenizerSpec | None, pooling: Pooling | None) -> TokenizerSpec | None:
@@ -68,6 +97,29 @@ def _kind(path: Path) -> PoolingKind:
         raise UnsupportedModel(f"{path} asks for pooling by {', '.join(names) or 'nothing'}; it must be one of "
                                f"{', '.join(table)}")  # fmt: skip
     return table[names[0]]
+
+
+def _dense(folder: Path, path: str) -> Dense:
+    """A product after the pooling. Raises CheckpointError for sizes that are none."""
+    config = _object(folder / path / "config.json") or {}
+    inputs, outputs = config.get("in_features"), config.get("out_features")
+    if not isinstance(inputs, int) or not isinstance(outputs, int) or min(inputs, outputs) < 1:
+        raise CheckpointError(f"{folder / path / 'config.json'} lacks in_features and out_features")
+    # Without the key sentence-transformers takes tanh.
+    activation = str(config.get("activation_function") or "torch.nn.modules.activation.Tanh")
+    return Dense(path, inputs, outputs, config.get("bias") is not False, activation)
+
+
+def _answers(folder: Path, path: str) -> Answers:
+    """The tokens that a LogitScore module compares, and the instruction that stands in the prompt."""
+    config = _object(folder / path / "config.json") or {}
+    yes, no = config.get("true_token_id"), config.get("false_token_id")
+    if not isinstance(yes, int) or not (no is None or isinstance(no, int)):
+        raise CheckpointError(f"{folder / path / 'config.json'} lacks true_token_id, the token that says yes")
+    said = _object(folder / "config_sentence_transformers.json") or {}
+    prompts = said.get("prompts")
+    instruction = prompts.get(said.get("default_prompt_name")) if isinstance(prompts, dict) else None
+    return Answers(yes, no, instruction if isinstance(instruction, str) and instruction else None)
 
 
 def _max_tokens(folder: Path) -> int | None:

@@ -20,6 +20,7 @@ class Prompting(Enum):
     TOKENS = "tokens"
     EMBED = "embed"
     SCORE = "score"
+    CLASSIFY = "classify"
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ _CURL = {
     Prompting.TOKENS: ("/v1/completions", '{"prompt":[1,2,3],"temperature":0}'),
     Prompting.EMBED: ("/v1/embeddings", '{"input":["a text","another"]}'),
     Prompting.SCORE: ("/v1/rerank", f'{{"query":"{QUESTION}","documents":["Paris.","A tortoise."]}}'),
+    Prompting.CLASSIFY: ("/v1/classify", '{"input":["a text","another"]}'),
 }
 
 _SNIPPETS = {
@@ -113,4 +115,7 @@ print(reply.data[0].embedding[:4])""",
     Prompting.SCORE: f"""\
 body = {{"model": "MODEL", "query": "{QUESTION}", "documents": ["Paris.", "A tortoise."]}}
 print(client.post("/rerank", body=body, cast_to=object))""",
+    Prompting.CLASSIFY: """\
+body = {"model": "MODEL", "input": ["a text", "another"]}
+print(client.post("/classify", body=body, cast_to=object))""",
 }

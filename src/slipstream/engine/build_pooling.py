@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -19,82 +19,111 @@ from slipstream.engine.build import _native, _one_at_a_time
 from slipstream.engine.compiles import CompileCounter, store_of
 from slipstream.engine.config import EngineConfig
 from slipstream.engine.loop import Engine
-from slipstream.engine.memory import KVShape, device_limit, kv_dtype
+from slipstream.engine.memory import KVShape, device_limit, kv_dtype, most_kv_bytes
 from slipstream.engine.origin import compile_facts
 from slipstream.engine.pages import PagePool
 from slipstream.engine.placement import Placement
 from slipstream.engine.pooling import PoolingModel, pooling_model
 from slipstream.engine.pooling_runner import PoolingRunner
+from slipstream.engine.replicas import Replicas
 from slipstream.engine.scheduler import Scheduler
 from slipstream.engine.shapes import ShapePolicy
 from slipstream.engine.step_cache import StepCache
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.hardware.allocator import give_back_freed_memory, keep_freed_memory
 from slipstream.kernels.native import library
+from slipstream.kernels.ragged import Kernels
 from slipstream.models.llm.stack import within
+from slipstream.parallel.fit import check_fit
+from slipstream.parallel.mesh import make_mesh, replicas
+from slipstream.parallel.rules import rules_of
+from slipstream.parallel.spread import heads_of
 from slipstream.quant.rounding import SCHEMES
-from slipstream.spec.source import Checkpoint
+from slipstream.spec.source import Answers, Checkpoint, Pooling
+from slipstream.text import load_tokenizer
 
 
-def build_pooling(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = silent) -> Engine:
+def build_pooling(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = silent) -> Engine | Replicas:
     """An engine that can take requests for vectors, or for scores where the checkpoint is a reranker.
 
     `progress` gets the stages "load" and "compile". Raises as `build.build` does.
     """
-    if config.tp * config.dp > 1:
-        raise ConfigError("models that make vectors or scores run on one device: leave --tp and --dp out")
+    if config.answers is not None:
+        checkpoint = answering(checkpoint, config.answers)
     model = pooling_model(checkpoint)
     # Before XLA starts, which looking for devices does. An encoder's attention is XLA's own, and worth its threads.
     library.use_threads(config.cpu_threads, native=model.cached and config.kernels != "xla")
     compiles = CompileCounter()
     max_tokens = longest_text(config, model)
     config = settings_for(config, model, max_tokens)
-    device = jax.local_devices()[0]
-    if device.platform == "cpu":
+    if model.cached:
+        model = replace(model, config=within(model.config, max_tokens))
+    groups = replicas(jax.local_devices(), config.tp, config.dp)
+    if groups[0][0].platform == "cpu":
         keep_freed_memory()
+    check_fit(model.plan, model.kv_heads, config.tp, rules_of(experts=config.ep, tokens=config.sp))
+    if config.quantization is not None:
+        model = replace(model, source=RoundedSource(model.source, model.plan, SCHEMES[config.quantization]))
+    check(model.plan, model.source, allowed_unused=model.unread)
+    parts = _Parts(checkpoint, config, model, max_tokens, _native(config, groups))
+    engines = [_engine(parts, devices, compiles, _one_at_a_time(progress)) for devices in groups]
+    compiles.mark_ready()
+    return engines[0] if len(engines) == 1 else Replicas(engines)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What all replicas have in common."""
+
+    checkpoint: Checkpoint
+    config: EngineConfig
+    model: PoolingModel
+    max_tokens: int
+    native: bool
+
+
+def _engine(parts: _Parts, devices: Sequence[jax.Device], compiles: CompileCounter, progress: Progress) -> Engine:
+    """One replica on its devices."""
+    config, model, device = parts.config, parts.model, devices[0]
+    count = config.tp * config.dp
+    mesh = make_mesh(devices, model.kv_heads) if count > 1 else None
+    rules = rules_of(experts=config.ep, tokens=config.sp)
     default = jnp.float32 if device.platform == "cpu" else jnp.bfloat16
     dtype = jnp.dtype(default if config.dtype == "auto" else config.dtype)
     kv = None
     if model.cached:
-        held = kv_dtype(config.kv_dtype, dtype, device.platform)
-        model = replace(model, config=within(model.config, max_tokens))
-        c = model.config
-        kv = KVShape(c.layers, c.kv_heads, c.head_dim, config.page_size, held, values=not model.latent)
+        c, held = model.config, kv_dtype(config.kv_dtype, dtype, device.platform)
+        sizes = (c.layers, c.kv_heads, c.head_dim, config.page_size)
+        heads = None if mesh is None else heads_of(mesh, rules)
+        kv = KVShape(*sizes, held, values=not model.latent, heads=heads)
     # To the scheduler a vector is a reply of one token, for which there must be room.
-    pages_each = -(-(max_tokens + 1) // config.page_size)
+    pages_each = -(-(parts.max_tokens + 1) // config.page_size)
     shapes = ShapePolicy(config.max_seqs, config.max_batched_tokens, pages_each)
-    placement = Placement(device, dtype, _native(config, [[device]]), config.cpu_precision)
-    if config.quantization is not None:
-        model = replace(model, source=RoundedSource(model.source, model.plan, SCHEMES[config.quantization]))
-    check(model.plan, model.source, allowed_unused=model.unread)
-    report = _one_at_a_time(progress)
-    runner = PoolingRunner(
-        model,
-        placement.abstract(model.plan, model.source),
-        kv,
-        shapes,
-        "cpu" if placement.native else "reference",
-        device,
-        StepCache(store_of(config.compile_cache, "steps"), compile_facts([device]), [device]),
-    )
+    placement = Placement(device, dtype, parts.native, config.cpu_precision, mesh, rules)
+    abstract = placement.abstract(model.plan, model.source)
+    steps = StepCache(store_of(config.compile_cache, "steps"), compile_facts(devices), devices)
+    kernels: Kernels = "cpu" if placement.native else "reference"
+    runner = PoolingRunner(model, abstract, kv, shapes, kernels, device, mesh, steps)
+    limit = device_limit(device, config.memory_fraction, count)
     started = time.monotonic()
     with ThreadPoolExecutor(1) as pool:  # reading weights and compiling need nothing of each other
-        weights = pool.submit(_weights, model, placement, report)
+        weights = pool.submit(_weights, model, placement, progress)
         budget, pages = runner.compile(
-            limit=device_limit(device, config.memory_fraction),
+            limit=limit,
+            most_kv_bytes=most_kv_bytes(device, count, limit),
             most_pages=config.max_seqs * pages_each,
             least_pages=1 if config.max_model_len is None else pages_each,
             kv_bytes=config.kv_bytes,
-            progress=report,
+            progress=progress,
         )
         compile_seconds = time.monotonic() - started
         runner.weights = weights.result()
     runner.warm_up()
     if device.platform == "cpu":
         give_back_freed_memory()
-    longest = min(max_tokens + 1, pages * config.page_size)
+    longest = min(parts.max_tokens + 1, pages * config.page_size)
     info = EngineInfo(
-        model=str(checkpoint.path.name),
+        model=str(parts.checkpoint.path.name),
         vocab_size=model.config.vocab_size,
         max_model_len=longest - 1,
         max_seqs=config.max_seqs,
@@ -108,22 +137,47 @@ def build_pooling(checkpoint: Checkpoint, config: EngineConfig, progress: Progre
         kv_dtype="none" if kv is None else str(kv.dtype),
         platform=device.platform,
         device=device.device_kind,
-        num_devices=1,
+        num_devices=len(devices),
         compile_seconds=compile_seconds,
         num_shapes=len(shapes.mixed),
         policy=config.policy,
         prefix_caching=config.prefix_caching,
         memory_fraction=config.memory_fraction,
-        pooling=PoolingInfo(
-            task=model.task,
-            size=model.size,
-            normalize=model.pooling.normalize,
-            dimensions=matryoshka(checkpoint.config, model.size) if model.task == "embed" else None,
-        ),
+        pooling=_described(parts.checkpoint, model),
     )
-    compiles.mark_ready()
     scheduler = Scheduler(config, PagePool(pages), shapes, longest, whole_prompts=model.whole)
     return Engine(scheduler, runner, info, compiles)
+
+
+def _described(checkpoint: Checkpoint, model: PoolingModel) -> PoolingInfo:
+    answers = model.pooling.answers
+    return PoolingInfo(
+        task=model.task,
+        size=model.size,
+        normalize=model.pooling.normalize,
+        dimensions=matryoshka(checkpoint.config, model.size) if model.task == "embed" else None,
+        labels=model.labels,
+        prompted=answers is not None,
+        instruction=None if answers is None else answers.instruction,
+    )
+
+
+def answering(checkpoint: Checkpoint, words: str) -> Checkpoint:
+    """The checkpoint of a language model that scores pairs by the first of two `words` over the second.
+
+    Raises ConfigError for what is not two words of one token each.
+    """
+    given = words.split(",")
+    if len(given) != 2 or checkpoint.tokenizer is None:
+        raise ConfigError(
+            f"--answers must be two words such as yes,no, of a checkpoint with a tokenizer, got {words!r}"
+        )
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    tokens = [tokenizer.encode(word, add_special=False) for word in given]
+    for word, ids in zip(given, tokens, strict=True):
+        if len(ids) != 1:
+            raise ConfigError(f"--answers: {word!r} is {len(ids)} tokens of this model, and must be one")
+    return replace(checkpoint, pooling=Pooling("last", normalize=False, answers=Answers(tokens[0][0], tokens[1][0])))
 
 
 def matryoshka(config: Mapping[str, Any], size: int) -> tuple[int, ...] | None:
@@ -153,6 +207,7 @@ def _weights(model: PoolingModel, placement: Placement, progress: Progress) -> A
         model.source,
         placement.place,
         place_blocks=placement.place_blocks,
+        place_parts=placement.place_parts,
         progress=progress,
         allowed_unused=model.unread,
     )

@@ -31,6 +31,9 @@ class EngineConfig:
     runner
         generate: continue texts; pooling: make vectors of them (embeddings), or scores with a reranker; auto: what the
         checkpoint was made for. A language model pools too: the last token's state.
+    answers
+        Score pairs of texts with a language model by how much likelier the first of two words, such as yes,no, follows
+        the prompt of Qwen3-Reranker than the second. None: as the checkpoint's files say, which of newer rerankers do.
     max_seqs
         Most sequences that share a step.
     max_model_len
@@ -76,6 +79,7 @@ class EngineConfig:
     quantization: Quantization | None = None
     kv_dtype: KVDType = "auto"
     runner: Literal["auto", "generate", "pooling"] = "auto"
+    answers: str | None = None
     max_seqs: int = 32
     max_model_len: int | None = None
     max_batched_tokens: int = 512

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from slipstream.checkpoint.renamed import Renamed
-from slipstream.engine.shapes import Shape
+from slipstream.errors import CheckpointError, UnsupportedModel
 from slipstream.kernels.matmul import dot
 from slipstream.kernels.norm import Norm
-from slipstream.kernels.ragged import Kernels, KVCache, Step
+from slipstream.kernels.ragged import KVCache, Step
 from slipstream.models.llm.weights import Leaf
-from slipstream.models.registry import Encoder, encoder, family, of_language_model
-from slipstream.models.scores import ACTIVATIONS, SAID, activation_of, scores
-from slipstream.spec.param import Axis, param
-from slipstream.spec.source import Checkpoint, Pooling, PoolingKind, Source
+from slipstream.models.registry import Encoder, Family, encoder, family, of_language_model
+from slipstream.models.scores import ACTIVATIONS, SAID, SIGMOID, activation_of, labels
+from slipstream.spec.param import Axis, Param, Part, param
+from slipstream.spec.source import Answers, Checkpoint, Dense, Pooling, Source
 
-DONATED = 1  # the argument of a step that it updates in place: the cache
-NO_SECOND = np.iinfo(np.int32).max  # position of the first token of the second text, where there is none
+Task = Literal["embed", "score", "classify"]
 
 _ENCODERS_POOLING = Pooling("cls", normalize=True)
 _DECODERS_POOLING = Pooling("last", normalize=True)
+_YES = ("yes",)  # the one label of a model that answers
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,10 @@ class PoolingModel:
     """`states(w, config, tokens, types, step, cache)` -> (final states [t, d], cache).
 
     `finish(w, vectors [s, d])` -> [s, e]: what becomes of the states that were chosen, or of their mean. `config`: as
-    the family reads it. `pooling`: how a row's states become one. `activation`: a score's, a name of `models.scores`.
-    `cached`: it keeps keys and values, or where it is `latent` keys alone. `whole`: a text must be in one step.
+    the family reads it. `pooling`: how a row's states become one. `labels`: a classifier's, one of a reranker, None of
+    what makes vectors; `activation` makes scores of them, a name of `models.scores`. `cached`: it keeps keys and
+    values, or where it is `latent` keys alone. `whole`: a text must be in one step. `kv_heads`: heads that devices
+    share.
     """
 
     name: str
@@ -44,56 +45,84 @@ class PoolingModel:
     source: Source
     unread: tuple[str, ...]
     size: int
+    labels: tuple[str, ...] | None
     activation: str | None
     pooling: Pooling
     cached: bool
     whole: bool
+    kv_heads: int
     states: Callable[[Any, Any, Array, Array, Step, KVCache | None], tuple[Array, KVCache | None]]
     finish: Callable[[Any, Array], Array]
     latent: bool = False
 
     @property
-    def task(self) -> Literal["embed", "score"]:
+    def task(self) -> Task:
         """What its vectors are."""
-        return "embed" if self.activation is None else "score"
+        if self.labels is None:
+            return "embed"
+        return "score" if len(self.labels) == 1 else "classify"
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Scorer:
-    """The weights of a decoder that scores: the model's, and those of its one label, [o, d]."""
+    """The weights of a decoder that scores: the model's, and those of its labels, or of the tokens it answers with, [o,
+    d]."""
 
     model: Any
     score: Leaf
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Product:
+    """A product after the pooling: `weight` [o, e], `bias` [o], and the one that follows."""
+
+    weight: Leaf
+    bias: Leaf | None
+    then: Product | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Projected:
+    """The weights of a model whose pooled states go through products."""
+
+    model: Any
+    first: Product
+
+
 def pooling_model(checkpoint: Checkpoint) -> PoolingModel:
     """The model of a checkpoint. Raises UnsupportedModel or CheckpointError for one that no family reads."""
     row = encoder(checkpoint.config)
-    return _decoder(checkpoint) if row is None else _encoder(checkpoint, row)
+    made = _decoder(checkpoint) if row is None else _encoder(checkpoint, row)
+    return _projected(made) if made.pooling.dense and made.task == "embed" else made
 
 
 def _encoder(checkpoint: Checkpoint, row: Encoder) -> PoolingModel:
     c = row.from_hf(checkpoint.config)
     pooling = checkpoint.pooling or _ENCODERS_POOLING
+    named = labels(checkpoint.config)
 
     def states(
         w: Any, c: Any, tokens: Array, types: Array, step: Step, cache: KVCache | None
     ) -> tuple[Array, KVCache | None]:
         return row.forward(w, c, tokens, types, step), cache
 
-    activation = None if c.score is None else activation_of(checkpoint.config)
+    activation = None if named is None else activation_of(checkpoint.config)
     return PoolingModel(
         name=row.name,
         config=c,
         plan=row.plan(c),
         source=Renamed.of(checkpoint.source, row.rename),
         unread=row.unread,
-        size=c.width if activation is None else 1,
+        size=c.width if named is None else len(named),
+        labels=named,
         activation=activation,
-        pooling=pooling if activation is None else replace(pooling, kind="cls"),
+        pooling=pooling if named is None else replace(pooling, kind="cls"),
         cached=False,
         whole=True,
+        kv_heads=c.heads,
         states=states,
         finish=_as_it_is if activation is None else lambda w, x: ACTIVATIONS[activation](row.score(w, c, x)),
     )
@@ -103,13 +132,37 @@ def _decoder(checkpoint: Checkpoint) -> PoolingModel:
     whole = of_language_model(checkpoint.config)
     row = family(whole)
     c = row.from_hf({name: value for name, value in whole.items() if name not in SAID})
-    activation = activation_of(checkpoint.config) if scores(checkpoint.config) else None
-    pooling = _DECODERS_POOLING if activation else checkpoint.pooling or _DECODERS_POOLING
+    pooling = checkpoint.pooling or _DECODERS_POOLING
+    named = labels(checkpoint.config)
     # sentence-transformers saves the model without the head, and so without the name that it has beside one.
     names = checkpoint.source.names()
     bare = not any(name.startswith(("model.", "language_model.")) for name in names)
-    model = replace(row.plan(c), head=None)
-    label = param(Axis("labels", "o", 1) | Axis("embed", "d", c.width), "score.weight")
+    made = PoolingModel(
+        name=row.name,
+        config=c,
+        plan=replace(row.plan(c), head=None),
+        source=Renamed.of(checkpoint.source, lambda name: f"model.{name}") if bare else checkpoint.source,
+        unread=(*row.unread, "model.lm_head.weight"),
+        size=c.width,
+        labels=None,
+        activation=None,
+        pooling=pooling if named is None else _DECODERS_POOLING,
+        cached=True,
+        whole=named is None and pooling.kind != "last",
+        kv_heads=c.kv_heads,
+        states=_decoders_states(row, normed=True),
+        finish=_as_it_is,
+        latent=row.latent,
+    )
+    if named is not None:
+        return _classifying(made, named, activation_of(checkpoint.config))
+    return made if pooling.answers is None else _answering(made, row, pooling.answers)
+
+
+def _decoders_states(
+    row: Family, *, normed: bool
+) -> Callable[[Any, Any, Array, Array, Step, KVCache | None], tuple[Array, KVCache | None]]:
+    """The last states, after the final norm where they are to be `normed`."""
 
     def states(
         w: Any, c: Any, tokens: Array, types: Array, step: Step, cache: KVCache | None
@@ -117,102 +170,100 @@ def _decoder(checkpoint: Checkpoint) -> PoolingModel:
         assert cache is not None
         own = w.model if isinstance(w, Scorer) else w
         x, cache = row.forward(own, c, tokens, step, cache)
-        return Norm(own.final_norm, c.norm_eps, row.norm_offset)(x), cache
+        return Norm(own.final_norm, c.norm_eps, row.norm_offset)(x) if normed else x, cache
 
-    def score(w: Any, x: Array) -> Array:
-        return ACTIVATIONS[activation or ""](dot("sd,od->so", x, w.score, dtype=jnp.float32))
+    return states
 
-    return PoolingModel(
-        name=row.name,
-        config=c,
-        plan=Scorer(model, label) if activation else model,
-        source=Renamed.of(checkpoint.source, lambda name: f"model.{name}") if bare else checkpoint.source,
-        unread=(*row.unread, "model.lm_head.weight"),
-        size=1 if activation else c.width,
+
+def _classifying(model: PoolingModel, named: tuple[str, ...], activation: str) -> PoolingModel:
+    """The same with a product for its labels."""
+    weight = param(Axis("labels", "o", len(named)) | Axis("embed", "d", model.size), "score.weight")
+
+    def finish(w: Any, x: Array) -> Array:
+        return ACTIVATIONS[activation](dot("sd,od->so", x, w.score, dtype=jnp.float32))
+
+    return replace(
+        model,
+        plan=Scorer(model.plan, weight),
+        size=len(named),
+        labels=named,
         activation=activation,
-        pooling=pooling,
-        cached=True,
-        whole=pooling.kind != "last",
-        states=states,
-        finish=score if activation else _as_it_is,
-        latent=row.latent,
+        finish=finish,
     )
+
+
+def _answering(model: PoolingModel, row: Family, answers: Answers) -> PoolingModel:
+    """The same with the likelihood of one token over another: two rows of the language model's head, of which no more
+    is read.
+
+    Raises CheckpointError for tokens that the model does not have.
+    """
+    c = model.config
+    head: Param = (whole := row.plan(c)).head or whole.embed
+    tokens = sorted({answers.yes, answers.yes if answers.no is None else answers.no})
+    if tokens[0] < 0 or tokens[-1] >= c.vocab_size:
+        raise CheckpointError(f"the tokens {tokens} that a pair is scored by are not among the model's {c.vocab_size}")
+    apart = tokens[-1] - tokens[0] or 1
+    axes = Axis("answers", "v", len(tokens)) | Axis("embed", "d", c.width)
+    weight = param(axes, head.names[0], part=Part("v", tokens[0], c.vocab_size, step=apart))
+    yes = tokens.index(answers.yes)
+
+    def finish(w: Any, x: Array) -> Array:
+        # The family's own way from states to logits, for these rows alone.
+        found = row.unembed(replace(w.model, head=w.score), c, x)
+        over = found[:, yes] if len(tokens) == 1 else found[:, yes] - found[:, 1 - yes]
+        return jax.nn.sigmoid(over)[:, None]
+
+    return replace(
+        model,
+        plan=Scorer(model.plan, weight),
+        unread=(*model.unread, "lm_head.weight"),
+        size=1,
+        labels=_YES,
+        activation=SIGMOID,
+        states=_decoders_states(row, normed=False),
+        finish=finish,
+    )
+
+
+def _projected(model: PoolingModel) -> PoolingModel:
+    """The same with its pooling's Dense modules. Raises CheckpointError for sizes that do not follow one another."""
+    size = model.size
+    for dense in model.pooling.dense:
+        if dense.inputs != size:
+            raise CheckpointError(f"{dense.name} takes {dense.inputs} numbers, and there are {size}")
+        if dense.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise UnsupportedModel(f"{dense.name} computes {dense.activation}; Slipstream computes {known}")
+        size = dense.outputs
+
+    def finish(w: Projected, x: Array) -> Array:
+        x = model.finish(w.model, x)
+        product: Product | None = w.first
+        for dense in model.pooling.dense:
+            assert product is not None
+            x = dot("se,oe->so", x, product.weight, dtype=jnp.float32)
+            x = ACTIVATIONS[dense.activation](x if product.bias is None else x + product.bias)
+            product = product.then
+        return x
+
+    return replace(
+        model,
+        plan=Projected(model.plan, _products(model.pooling.dense)),
+        size=size,
+        states=lambda w, *rest: model.states(w.model, *rest),
+        finish=finish,
+    )
+
+
+def _products(dense: tuple[Dense, ...]) -> Any:
+    if not dense:
+        return None
+    first, at = dense[0], dense[0].name + ".linear."
+    outputs = Axis("outputs", "o", first.outputs)
+    weight = param(outputs | Axis("inputs", "e", first.inputs), at + "weight")
+    return Product(weight, param(outputs, at + "bias") if first.bias else None, _products(dense[1:]))
 
 
 def _as_it_is(w: Any, x: Array) -> Array:
     return x
-
-
-def first(x: Array, step: Step) -> Array:
-    """Each row's first state."""
-    return x[jnp.minimum(step.starts[:-1], x.shape[0] - 1)]
-
-
-def last(x: Array, step: Step) -> Array:
-    """Each row's last state."""
-    return x[jnp.maximum(step.starts[1:] - 1, 0)]
-
-
-def mean(x: Array, step: Step) -> Array:
-    """The mean of each row's states, zeros for an empty row."""
-    count = step.lengths.shape[0]
-    sums = jax.ops.segment_sum(x, step.rows, count + 1)[:count]  # padding is row `count`
-    return sums / jnp.maximum(step.starts[1:] - step.starts[:-1], 1)[:, None]
-
-
-POOLERS: Mapping[PoolingKind, Callable[[Array, Step], Array]] = {"cls": first, "last": last, "mean": mean}
-"""States [t, d] of whole rows, or for the last one of their ends, to vectors [s, d]; all in float32."""
-
-
-@dataclass(frozen=True)
-class PoolingRows:
-    """The host's arrays of a step: views of parts of `flat`, i32, which is what the step takes.
-
-    `tokens` [t]; `second` [s]: position where a row's second text begins; `starts`, `lengths`, `pages` as in `Step`.
-    """
-
-    flat: Any
-    tokens: Any
-    second: Any
-    starts: Any
-    lengths: Any
-    pages: Any
-
-    @classmethod
-    def of(cls, flat: Any, shape: Shape, pages_per_row: int) -> PoolingRows:
-        """The parts of an array of numpy's, or of one that is traced."""
-        sizes = _sizes(shape, pages_per_row)
-        ends = np.cumsum(sizes)
-        tokens, second, starts, lengths, pages = (flat[e - n : e] for e, n in zip(ends, sizes, strict=True))
-        return cls(flat, tokens, second, starts, lengths, pages.reshape(shape.rows, pages_per_row))
-
-    @classmethod
-    def empty(cls, shape: Shape, pages_per_row: int) -> PoolingRows:
-        """Rows that compute nothing."""
-        rows = cls.of(np.zeros(sum(_sizes(shape, pages_per_row)), np.int32), shape, pages_per_row)
-        rows.second[:] = NO_SECOND
-        return rows
-
-
-def _sizes(shape: Shape, pages_per_row: int) -> tuple[int, ...]:
-    return shape.tokens, shape.rows, shape.rows + 1, shape.rows, shape.rows * pages_per_row
-
-
-def make_pooling_step(
-    model: PoolingModel, shape: Shape, pages_per_row: int, kernels: Kernels
-) -> Callable[[Any, KVCache | None, Array], tuple[KVCache | None, Array]]:
-    """The step of one shape, to be jitted with the cache donated: the vectors float32 [s, e] of its rows.
-
-    A row's vector means something once its text's last token is computed.
-    """
-
-    def step(weights: Any, cache: KVCache | None, flat: Array) -> tuple[KVCache | None, Array]:
-        rows = PoolingRows.of(flat, shape, pages_per_row)
-        ragged = Step.of(rows.starts, rows.lengths, rows.pages, shape.tokens, kernels=kernels)
-        second = rows.second[jnp.minimum(ragged.rows, shape.rows - 1)]
-        types = (ragged.positions >= second).astype(jnp.int32)
-        x, cache = model.states(weights, model.config, rows.tokens, types, ragged, cache)
-        vectors = POOLERS[model.pooling.kind](x.astype(jnp.float32), ragged)
-        return cache, model.finish(weights, vectors).astype(jnp.float32)
-
-    return step

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding
 
 from slipstream.checkpoint.progress import Progress
-from slipstream.engine.memory import Budget, KVShape, most_kv_bytes, pages_for
-from slipstream.engine.pooling import DONATED, PoolingModel, PoolingRows, make_pooling_step
+from slipstream.engine.memory import Budget, KVShape, bytes_on_device, pages_for
+from slipstream.engine.pooling import PoolingModel
+from slipstream.engine.pooling_step import DONATED, PoolingRows, make_pooling_step
 from slipstream.engine.request import StepPlan
 from slipstream.engine.runner import COMPILE_THREADS, RowResult
 from slipstream.engine.shapes import Shape, ShapePolicy
@@ -21,6 +23,7 @@ from slipstream.engine.step_cache import CompiledStep, StepCache
 from slipstream.hardware.host import read_host
 from slipstream.kernels.native.memory import untouched_zeros
 from slipstream.kernels.ragged import Kernels, KVCache
+from slipstream.parallel.spread import whole
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Pooled:
 
 
 class PoolingRunner:
-    """One model on one device. `kv`: None for a model without a cache, whose texts are computed whole.
+    """One model on one device, or on one mesh. `kv`: None for a model without a cache, whose texts are computed whole.
 
     Every shape is compiled before the first request. `weights` need not hold data before `warm_up`.
     """
@@ -45,6 +48,7 @@ class PoolingRunner:
         shapes: ShapePolicy,
         kernels: Kernels,
         device: jax.Device,
+        mesh: Mesh | None,
         step_cache: StepCache,
     ) -> None:
         self.model = model
@@ -53,28 +57,35 @@ class PoolingRunner:
         self.shapes = shapes
         self.kernels: Kernels = kernels
         self.device = device
+        self.mesh = mesh
         self._step_cache = step_cache
         self._steps: dict[Shape, CompiledStep] = {}
         self._cache: KVCache | None = None
 
     def compile(
-        self, *, limit: int, most_pages: int, least_pages: int, kv_bytes: int | None, progress: Progress
+        self,
+        *,
+        limit: int,
+        most_kv_bytes: int,
+        most_pages: int,
+        least_pages: int,
+        kv_bytes: int | None,
+        progress: Progress,
     ) -> tuple[Budget, int]:
         """Compile all shapes, the largest first, and make the cache; the memory budget and the cache's pages.
 
-        `most_pages`, `least_pages`, `kv_bytes`: see `pages_for`. Without a cache the pages are `most_pages`, which
-        take no memory.
+        `most_kv_bytes`, `most_pages`, `least_pages`, `kv_bytes`: see `pages_for`. Without a cache the pages are
+        `most_pages`, which take no memory.
         """
         shapes = sorted(self.shapes.mixed, reverse=True)
-        weight_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.weights))
+        weight_bytes = sum(map(bytes_on_device, jax.tree.leaves(self.weights)))
 
         def size(temporaries: int) -> tuple[Budget, int]:
             budget = Budget(limit, weight_bytes, temporaries)
             if self.kv is None:
                 return budget, most_pages
-            most = most_kv_bytes(self.device, 1, limit)
             return budget, pages_for(
-                self.kv, budget, most=most_pages, least=least_pages, kv_bytes=kv_bytes, most_kv_bytes=most
+                self.kv, budget, most=most_pages, least=least_pages, kv_bytes=kv_bytes, most_kv_bytes=most_kv_bytes
             )
 
         progress("compile", 0, len(shapes))
@@ -92,9 +103,7 @@ class PoolingRunner:
                 self._steps[shape] = step
         progress("compile", len(shapes), len(shapes))
         if self.kv is not None:
-            empty = self._abstract_cache(pages)
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), empty)
-            self._cache = untouched_zeros(empty) if self.kernels == "cpu" else jax.device_put(zeros, self.device)
+            self._cache = self._empty_cache(pages)
         return budget, pages
 
     def warm_up(self) -> None:
@@ -140,24 +149,45 @@ class PoolingRunner:
         self._cache, vectors = self._steps[shape].call(self.weights, self._cache, rows.flat)
         return vectors
 
+    def _empty_cache(self, pages: int) -> Any:
+        empty = self._abstract_cache(pages)
+        if self.kernels == "cpu":
+            return untouched_zeros(empty)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding or self.device), empty)
+
     def _abstract_cache(self, pages: int) -> Any:
-        kv = self.kv
-        return None if kv is None else jax.eval_shape(lambda: kv.cache(pages, self.kernels))
+        kv, mesh = self.kv, self.mesh
+        if kv is None:
+            return None
+        cache: KVCache = jax.eval_shape(lambda: kv.cache(pages, self.kernels))
+        if mesh is None:
+            return cache
+        return jax.tree.map(
+            lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)),
+            cache,
+            cache.specs(),
+        )
 
     def _compile(self, shape: Shape, pages: int) -> CompiledStep:
         pages_per_row = self.shapes.max_pages_per_seq
         flat = PoolingRows.empty(shape, pages_per_row).flat
 
         def function() -> Any:
-            return jax.jit(make_pooling_step(self.model, shape, pages_per_row, self.kernels), donate_argnums=DONATED)
+            step = make_pooling_step(self.model, shape, pages_per_row, self.kernels)
+            if everywhere is None:
+                return jax.jit(step, donate_argnums=DONATED)
+            held = jax.tree.map(lambda leaf: leaf.sharding, cache)
+            return jax.jit(step, donate_argnums=DONATED, out_shardings=(held, everywhere))
 
-        arguments = (self.weights, self._abstract_cache(pages), jax.ShapeDtypeStruct(flat.shape, flat.dtype))
+        everywhere, cache = None if self.mesh is None else whole(self.mesh), self._abstract_cache(pages)
+        arguments = (self.weights, cache, jax.ShapeDtypeStruct(flat.shape, flat.dtype, sharding=everywhere))
         model = self.model
         facts = {
             "family": model.name,
             "config": repr(model.config),
-            "pooling": model.pooling.kind,
+            "pooling": repr(model.pooling),
             "activation": model.activation,
+            "mesh": repr(self.mesh),
         }
         own = {"kernels": self.kernels, "kv": repr(self.kv), "shape": [shape.tokens, shape.rows]}
         return self._step_cache.get("pooling", function, arguments, **facts, **own)

@@ -38,6 +38,9 @@ def task_of(checkpoint: Checkpoint, config: EngineConfig) -> Task:
         raise ConfigError(
             f"{checkpoint.path.name} has no language model's head, it generates nothing: leave --runner out"
         )
+    if config.answers is not None and (config.runner == "generate" or only_pools):
+        raise ConfigError("--answers is for a language model that scores: leave --runner out, or --answers")
     if config.runner == "auto":
-        return "pooling" if only_pools or checkpoint.pooling is not None else "generate"
+        pools = only_pools or checkpoint.pooling is not None or config.answers is not None
+        return "pooling" if pools else "generate"
     return config.runner

@@ -95,7 +95,7 @@ class EncoderConfig(Protocol):
 
     @property
     def score(self) -> object | None:
-        """Set where the model scores pairs of texts."""
+        """Set where the model is a classifier, or with one label a reranker."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Encoder:
     """A family of encoders as functions, as `Family` is.
 
     `forward(w, c, tokens i32[t], types i32[t], step)` -> states [t, d]; each row of the step is a whole text, and
-    `types` tells the second text of a pair (1) from the first (0). `score(w, c, states [s, d])` -> float32 [s, 1], a
+    `types` tells the second text of a pair (1) from the first (0). `score(w, c, states [s, d])` -> float32 [s, o], a
     classifier's output for the first tokens' states, where the config has a `score`. `renames`: patterns in tensors'
     names, each with what takes its place, that make the plan's names of them.
     """

@@ -16,9 +16,9 @@ from starlette.staticfiles import StaticFiles
 
 from slipstream import __version__
 from slipstream.api.openai import ChatRequest, CompletionRequest
-from slipstream.api.pooling import EmbeddingRequest, RerankRequest, ScoreRequest
+from slipstream.api.pooling import ClassifyRequest, EmbeddingRequest, RerankRequest, ScoreRequest
 from slipstream.cluster.client import EngineClient
-from slipstream.server import chat, completions, embeddings, rerank
+from slipstream.server import chat, classify, completions, embeddings, rerank
 from slipstream.server.admission import Admission
 from slipstream.server.config import ServerConfig, api_keys
 from slipstream.server.docs import docs_page, openapi
@@ -71,6 +71,7 @@ def build_app(
     scores: tuple[Task, ...] = ("embed", "score")
     rank = Pool(front, "rerank", RerankRequest, scores, rerank.count_documents, rerank.prepare_rerank)
     score = Pool(front, "score", ScoreRequest, scores, rerank.count_pairs, rerank.prepare_score)
+    label = Pool(front, "classify", ClassifyRequest, ("classify",), embeddings.count, classify.prepare)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat_endpoint, methods=["POST"]),
@@ -78,6 +79,7 @@ def build_app(
             Route("/v1/embeddings", embed, methods=["POST"]),
             *(Route(f"{at}/rerank", rank, methods=["POST"]) for at in ("/v1", "/v2", "")),
             *(Route(f"{at}/score", score, methods=["POST"]) for at in ("/v1", "")),
+            *(Route(f"{at}/classify", label, methods=["POST"]) for at in ("/v1", "")),
             Route("/v1/models", status.models),
             Route("/v1/models/{id:path}", status.model),
             Route("/tokenize", tokens.tokenize, methods=["POST"]),

@@ -32,6 +32,10 @@ _OPERATIONS: tuple[tuple[str, str, str, type[Any] | None, type[Any] | None, bool
         ("post", f"{at}/score", "How well pairs of texts go together", pooling.ScoreRequest, pooling.ScoreReply, True)
         for at in ("/v1", "")
     ),
+    *(
+        ("post", f"{at}/classify", "Shares of labels", pooling.ClassifyRequest, pooling.ClassifyReply, True)
+        for at in ("/v1", "")
+    ),
     ("get", "/v1/models", "The served model", None, replies.ModelList, True),
     ("get", "/v1/models/{id}", "The model of that name", None, replies.Model, True),
     ("post", "/tokenize", "Text or messages to token ids", openai.TokenizeRequest, replies.Tokenized, True),

@@ -10,16 +10,17 @@ import msgspec
 import numpy as np
 import orjson
 
-from slipstream.api.pooling import Embedding, EmbeddingReply, EmbeddingRequest, PoolingUsage
+from slipstream.api.pooling import ClassifyRequest, Embedding, EmbeddingReply, EmbeddingRequest, PoolingUsage
 from slipstream.server.call import Call
 from slipstream.server.front import Front, new_id
 from slipstream.server.pooling import PoolingWork
 from slipstream.server.prompts import check_ids, need_tokenizer, split
 from slipstream.server.sampling import check_priority
-from slipstream.text.pooling import Pooled, check_dimensions, check_length, finished, limit_of
+from slipstream.text.pairs import Pooled
+from slipstream.text.pooling import check_dimensions, check_length, finished, limit_of
 
 
-def count(request: EmbeddingRequest) -> int:
+def count(request: EmbeddingRequest | ClassifyRequest) -> int:
     """Inputs. Raises RequestError for an input of no known form."""
     return len(split(request.input, "input"))
 
@@ -31,6 +32,26 @@ async def prepare(front: Front, request: EmbeddingRequest, call: Call) -> Poolin
     assert pooling is not None, "the task was checked"
     check_priority(request.priority, info.policy)
     check_dimensions(request.dimensions, pooling)
+    prompts = await encoded(front, request)
+    normalize = pooling.normalize if request.normalize is None else request.normalize
+    as_bytes = request.encoding_format == "base64"
+    id = new_id("embd")
+
+    def answer(vectors: Sequence[np.ndarray], usage: PoolingUsage) -> msgspec.Struct:
+        made = (finished(vector, dimensions=request.dimensions, normalize=normalize) for vector in vectors)
+        return EmbeddingReply(
+            id=id,
+            created=int(call.arrival_ns // 10**9),
+            model=front.model,
+            data=[Embedding(index=i, embedding=_written(one, as_bytes=as_bytes)) for i, one in enumerate(made)],
+            usage=usage,
+        )
+
+    return PoolingWork(id, prompts, request.priority or 0, answer)
+
+
+async def encoded(front: Front, request: EmbeddingRequest | ClassifyRequest) -> list[Pooled]:
+    """The inputs' token ids. Raises RequestError for one that the model cannot take."""
     longest = longest_of(front)
     most = limit_of(request.truncate_prompt_tokens, longest)
     special = request.add_special_tokens is not False
@@ -47,23 +68,9 @@ async def prepare(front: Front, request: EmbeddingRequest, call: Call) -> Poolin
     prompts = await front.in_thread(encode)
     for i, ids in enumerate(prompts):
         param = "input" if len(prompts) == 1 else f"input[{i}]"
-        check_ids(ids, info.vocab_size, param)
+        check_ids(ids, front.client.info.vocab_size, param)
         check_length(len(ids), longest, param)
-    normalize = pooling.normalize if request.normalize is None else request.normalize
-    as_bytes = request.encoding_format == "base64"
-    id = new_id("embd")
-
-    def answer(vectors: Sequence[np.ndarray], usage: PoolingUsage) -> msgspec.Struct:
-        made = (finished(vector, dimensions=request.dimensions, normalize=normalize) for vector in vectors)
-        return EmbeddingReply(
-            id=id,
-            created=int(call.arrival_ns // 10**9),
-            model=front.model,
-            data=[Embedding(index=i, embedding=_written(one, as_bytes=as_bytes)) for i, one in enumerate(made)],
-            usage=usage,
-        )
-
-    return PoolingWork(id, [Pooled(ids) for ids in prompts], request.priority or 0, answer)
+    return [Pooled(ids) for ids in prompts]
 
 
 def longest_of(front: Front) -> int:

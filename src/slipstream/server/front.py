@@ -23,13 +23,14 @@ from slipstream.text import Tokenizer
 
 log = logging.getLogger("slipstream.server")
 Result = TypeVar("Result")
-Task = Literal["generate", "embed", "score"]
+Task = Literal["generate", "embed", "score", "classify"]
 
 _TASKS: Mapping[Task, str] = {
     "generate": "generates text: use /v1/chat/completions or /v1/completions; served with --runner pooling it makes "
     "vectors",
     "embed": "makes vectors of texts and generates nothing: use /v1/embeddings, /v1/rerank or /v1/score",
     "score": "scores pairs of texts, and makes neither text nor vectors of one: use /v1/rerank or /v1/score",
+    "classify": "tells texts by its labels, and makes neither text nor vectors: use /v1/classify",
 }
 
 

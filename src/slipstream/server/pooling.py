@@ -25,7 +25,7 @@ from slipstream.server.body import Disconnected, read_request
 from slipstream.server.call import Call, call_of, deadline, until_disconnect
 from slipstream.server.front import Front, Task
 from slipstream.telemetry.record import GenerationRecord, Operation
-from slipstream.text.pooling import Pooled
+from slipstream.text.pairs import Pooled
 
 SHARE = 4
 """One request takes at most so great a part of the places: a quarter."""

@@ -9,7 +9,6 @@ import numpy as np
 from msgspec import UNSET
 
 from slipstream.api.pooling import (
-    PoolingFields,
     PoolingUsage,
     RerankReply,
     RerankRequest,
@@ -80,14 +79,16 @@ async def prepare_score(front: Front, request: ScoreRequest, call: Call) -> Pool
     return PoolingWork(id, made.inputs, request.priority or 0, answer)
 
 
-async def _scoring(front: Front, texts: Sequence[tuple[str, str]], request: PoolingFields) -> Scoring:
+async def _scoring(front: Front, texts: Sequence[tuple[str, str]], request: RerankRequest | ScoreRequest) -> Scoring:
     info = front.client.info
     pooling = info.pooling
     assert pooling is not None, "the task was checked"
     check_priority(request.priority, info.policy)
     tokenizer, longest = need_tokenizer(front, "text"), longest_of(front)
     most = limit_of(request.truncate_prompt_tokens, longest)
-    made = await front.in_thread(lambda: scoring(tokenizer, pooling, longest, texts, most=most))
+    made = await front.in_thread(
+        lambda: scoring(tokenizer, pooling, longest, texts, most=most, instruction=request.instruction)
+    )
     for i, one in enumerate(made.inputs):
         check_ids(one.token_ids, info.vocab_size, f"text {i}")
     return made

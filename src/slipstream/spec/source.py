@@ -109,15 +109,45 @@ PoolingKind = Literal["cls", "mean", "last"]
 
 
 @dataclass(frozen=True)
-class Pooling:
-    """What sentence-transformers says about a model that makes a vector of a text.
+class Dense:
+    """A product that follows the pooling: `outputs` numbers of `inputs`, then an activation by torch's name.
 
-    `normalize`: vectors have length 1. `max_tokens`: texts were cut to so many tokens in training.
+    Its tensors in the checkpoint's source are `name`.linear.weight and, where there is a `bias`, `name`.linear.bias.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    bias: bool
+    activation: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How a language model scores a pair of texts: by the likelihood of the token `yes` over `no` after a prompt.
+
+    `no`: None where the logit of `yes` alone is the score. `instruction`: what the prompt says is wanted; None: its
+    own.
+    """
+
+    yes: int
+    no: int | None = None
+    instruction: str | None = None
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """What sentence-transformers says about a model that makes a vector of a text, or a score of a pair.
+
+    `normalize`: vectors have length 1. `max_tokens`: texts were cut to so many tokens in training. `dense`: what is
+    computed of the pooled states, in order. `answers`: set where pairs are scored so.
     """
 
     kind: PoolingKind
     normalize: bool
     max_tokens: int | None = None
+    dense: tuple[Dense, ...] = ()
+    answers: Answers | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Operation = Literal["chat", "text_completion", "embeddings", "rerank", "score"]
+Operation = Literal["chat", "text_completion", "embeddings", "rerank", "score", "classify"]
 
 
 @dataclass(frozen=True)

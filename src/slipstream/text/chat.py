@@ -91,6 +91,11 @@ class ChatTemplates:
         )
         return _cut_open(text) if continue_final_message else text
 
+    def tells_apart(self, *roles: str) -> bool:
+        """Whether a template speaks of messages of all these roles."""
+        sources = self._sources.values()
+        return any(all(f'"{role}"' in text or f"'{role}'" in text for role in roles) for text in sources)
+
     def content_format(self, name: str | None = None) -> ContentFormat:
         """Whether the template reads a message's content as a string or goes over it as a list of parts."""
         return self._pick(name, False).content_format

@@ -9,15 +9,8 @@ import numpy as np
 
 from slipstream.api.engine import PoolingInfo
 from slipstream.errors import PromptTooLong, RequestError
+from slipstream.text.pairs import Pooled, encode_prompted
 from slipstream.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Pooled:
-    """A text's token ids, or a pair's, whose second text begins at `second_from` (None: the model sees no border)."""
-
-    token_ids: list[int]
-    second_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,17 +87,28 @@ def pairs(first: str | Sequence[str], second: str | Sequence[str]) -> list[tuple
 
 
 def scoring(
-    tokenizer: Tokenizer, info: PoolingInfo, longest: int, texts: Sequence[tuple[str, str]], *, most: int | None
+    tokenizer: Tokenizer,
+    info: PoolingInfo,
+    longest: int,
+    texts: Sequence[tuple[str, str]],
+    *,
+    most: int | None,
+    instruction: str | None = None,
 ) -> Scoring:
     """How to score pairs: by a model that reads both together, or by the cosine of the vectors of each.
 
-    Raises PromptTooLong for a pair, or a text, of more than `longest` tokens, where `most` does not cut it.
+    `instruction`: what is asked of a model that is prompted, in place of its own words. Raises RequestError for another
+    model. Raises PromptTooLong for a pair, or a text, of more than `longest` tokens, where `most` does not cut it.
     """
+    if instruction is not None and not info.prompted:
+        raise RequestError(
+            "this model takes no instruction: write it into the texts", param="instruction", code="unsupported_field"
+        )
     if info.task == "score":
-        inputs = [tokenizer.encode_pair(a, b, most=most) for a, b in texts]
-        for i, (ids, _) in enumerate(inputs):
-            check_length(len(ids), longest, f"pair {i}")
-        return Scoring([Pooled(*pair) for pair in inputs], lambda vectors: [float(vector[0]) for vector in vectors])
+        inputs = [_pair(tokenizer, info, a, b, instruction, most) for a, b in texts]
+        for i, one in enumerate(inputs):
+            check_length(len(one.token_ids), longest, f"pair {i}")
+        return Scoring(inputs, lambda vectors: [float(vector[0]) for vector in vectors])
     place: dict[str, int] = {}
     for text in (text for pair in texts for text in pair):  # one that is in several pairs is computed once
         place.setdefault(text, len(place))
@@ -117,3 +121,11 @@ def scoring(
         return [float(units[place[a]] @ units[place[b]]) for a, b in texts]
 
     return Scoring(singles, cosines)
+
+
+def _pair(
+    tokenizer: Tokenizer, info: PoolingInfo, first: str, second: str, instruction: str | None, most: int | None
+) -> Pooled:
+    if info.prompted:
+        return encode_prompted(tokenizer, first, second, instruction or info.instruction, most=most)
+    return Pooled(*tokenizer.encode_pair(first, second, most=most))

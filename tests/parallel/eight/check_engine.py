@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from slipstream.api.engine import EngineRequest
@@ -14,7 +15,8 @@ from slipstream.engine.build import build
 from slipstream.engine.config import EngineConfig
 from slipstream.errors import ConfigError
 from slipstream.models.registry import family
-from slipstream.spec.source import Checkpoint, GenerationDefaults
+from slipstream.spec.source import Answers, Checkpoint, GenerationDefaults, Pooling
+from tests.models.encoders import BERT, CLASSIFIERS, engine_of, random_checkpoint, vectors
 from tests.parallel.eight.check_families import config_of
 
 PROMPTS = ([5, 6, 7, 8, 9], [11, 12], [3, 1, 4, 1, 5, 9, 2, 6], [20])
@@ -67,3 +69,27 @@ def test_sizes_that_do_not_divide() -> None:
 def test_native_kernels_run_on_one_device() -> None:
     with pytest.raises(ConfigError, match="native CPU kernels run on one device"):
         build(checkpoint(), EngineConfig(tp=2, kernels="cpu"))
+
+
+@pytest.mark.parametrize("pooled", [None, Pooling("last", normalize=False, answers=Answers(7, 3))])
+def test_a_decoder_that_pools(pooled: Pooling | None) -> None:
+    """Vectors, and scores by two tokens, are those of one device."""
+    texts = [[*prompt, *range(20)] for prompt in PROMPTS]
+    found = []
+    for asked in ({}, {"tp": 2, "dp": 2}):
+        engine = engine_of(checkpoint(), pooling=pooled, runner="pooling", max_model_len=32, max_seqs=2, **asked)
+        found.append(vectors(engine, texts))
+        assert engine.info.num_devices == (4 if asked else 1)
+        assert engine.stats().compiles_after_ready == 0
+    np.testing.assert_allclose(found[1], found[0], atol=2e-5 * np.abs(found[0]).max())
+
+
+def test_an_encoder() -> None:
+    texts = [[5, 6, 7, 8, 9], [11, 12], [3, 1, 4, 1, 5, 9, 2, 6], [20]]
+    for source in (random_checkpoint(BERT), random_checkpoint(CLASSIFIERS["bert"])):
+        alone, together = (
+            vectors(engine_of(source, max_model_len=16, **asked), texts) for asked in ({}, {"tp": 2, "dp": 2})
+        )
+        np.testing.assert_allclose(together, alone, atol=2e-5 * np.abs(alone).max())
+    with pytest.raises(ConfigError, match=r"--tp may be 1, 2, 4$"):
+        engine_of(random_checkpoint(BERT), tp=3)

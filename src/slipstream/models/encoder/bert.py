@@ -24,7 +24,7 @@ from slipstream.models.keys import Keys
 from slipstream.models.layers import run_layers
 from slipstream.models.llm.blocks import linear, linears
 from slipstream.models.llm.weights import Leaf
-from slipstream.models.scores import SAID, scores
+from slipstream.models.scores import SAID, labels
 from slipstream.spec.param import Axis, Dims, param, stacked
 
 CLASSIFIERS = {"bert": ("pooler.dense", "classifier"), "roberta": ("classifier.dense", "classifier.out_proj")}
@@ -35,7 +35,7 @@ CLASSIFIERS = {"bert": ("pooler.dense", "classifier"), "roberta": ("classifier.d
 class Config:
     """Sizes and switches. `max_position`: tokens of a text; their positions count from `first_position` on.
 
-    `score`: the names of a reranker's products, of CLASSIFIERS; None: it has none.
+    `score`: the names of a classifier's products, of CLASSIFIERS; None: it has none. `labels`: their number.
     """
 
     vocab_size: int
@@ -49,6 +49,7 @@ class Config:
     norm_eps: float
     activation: str
     score: str | None
+    labels: int
 
     @property
     def head_dim(self) -> int:
@@ -69,6 +70,7 @@ class Config:
         keys.expect("position_embedding_type", "absolute")
         for name in ("is_decoder", "add_cross_attention"):
             keys.expect(name, False)
+        named = labels(config) or ()
         c = cls(
             vocab_size=keys.size("vocab_size", 30_522),
             layers=keys.size("num_hidden_layers", 12),
@@ -80,7 +82,8 @@ class Config:
             types=keys.size("type_vocab_size", 2),
             norm_eps=keys.take("layer_norm_eps", float, 1e-12),
             activation=activation,
-            score=kind if scores(config) else None,
+            score=kind if named else None,
+            labels=len(named),
         )
         # Dropouts are for training; a language model's head and the poolers of other tasks are not computed here.
         keys.finish(
@@ -120,7 +123,7 @@ class Block:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Weights:
-    """All weights. `dense` and `score` are a reranker's, else None."""
+    """All weights. `dense` and `score` are a classifier's, else None."""
 
     words: Leaf
     positions: Leaf
@@ -160,7 +163,7 @@ def plan(c: Config) -> Weights:
 
     dense = score = None
     if c.score is not None:
-        E, S = Axis("pooled", "e", c.width), Axis("labels", "o", 1)
+        E, S = Axis("pooled", "e", c.width), Axis("labels", "o", c.labels)
         first, second = CLASSIFIERS[c.score]
         dense = both(first, D | E, "e d -> d e", E, ("embed",))
         score = both(second, E | S, "o e -> e o", S, ("pooled",))
@@ -197,7 +200,7 @@ def forward(w: Weights, c: Config, tokens: Array, types: Array, step: Step) -> A
 
 
 def score(w: Weights, c: Config, x: Array) -> Array:
-    """The classifier's output float32 [s, 1] for the first tokens' states `x` [s, d]."""
+    """The classifier's output float32 [s, o] for the first tokens' states `x` [s, d]."""
     assert w.dense is not None and w.score is not None
     opened = jnp.tanh(linear("sd,de->se", x, w.dense.weight, w.dense.bias))
     return dot("se,eo->so", opened, w.score.weight, dtype=jnp.float32) + w.score.bias.astype(jnp.float32)
