@@ -83,6 +83,7 @@ def test_a_prefill_step(target: str) -> None:
             r"79\.\d+ GiB of KV cache.*take more devices.*The step needs 8\d\.\d+ GiB, the device has 79\.11 GiB",
         ),
     ],
+    ids=["v5e-4", "h100-1"],
 )
 def test_a_cache_that_is_too_large_is_refused(target: str, size: int, refused: str) -> None:
     options = TargetOptions(target=target, max_seqs=8, max_model_len=1024)

@@ -163,32 +163,41 @@ def penalise(logits: Array, rows: Slots, lengths: Array) -> Array:
 
 
 def truncate(logits: Array, rows: Slots) -> Array:
-    """Ban all but what top_k, top_p, min_p and typical_p keep. Ties at a border stay in."""
+    """Ban all but what top_k, top_p, min_p and typical_p keep. Ties at a border stay in.
+
+    Three of them keep the shortest set of tokens that are first in some order. They are turns of one loop: a compiler
+    for TPUs takes seconds for each search of a border.
+    """
     vocab = logits.shape[-1]
+    first_k = jnp.where(rows.top_k > 0, rows.top_k, vocab).astype(jnp.float32)
+    asked = jnp.stack([first_k < vocab, rows.top_p < 1, rows.typical_p < 1])
+    wanted = jnp.stack([first_k, rows.top_p, rows.typical_p])
 
-    def top_k(x: Array) -> Array:
-        wanted = jnp.where(rows.top_k > 0, rows.top_k, vocab).astype(jnp.float32)
-        return _keep_smallest(x, -x, jnp.ones_like(x), wanted)
+    def by_score(x: Array, p: Array) -> tuple[Array, Array]:
+        return -x, jnp.ones_like(x)
 
-    def top_p(x: Array) -> Array:
-        p = jax.nn.softmax(x, axis=-1)
-        return _where_row(rows.top_p < 1, _keep_smallest(x, -p, p, rows.top_p), x)
+    def by_probability(x: Array, p: Array) -> tuple[Array, Array]:
+        return -p, p
+
+    def by_surprise(x: Array, p: Array) -> tuple[Array, Array]:  # typical_p: Meister et al. 2022, arXiv:2202.00666
+        surprise = jnp.where(p > 0, -jax.nn.log_softmax(x, axis=-1), 0.0)
+        entropy = jnp.sum(p * surprise, axis=-1, keepdims=True)
+        return jnp.where(p > 0, jnp.abs(surprise - entropy), jnp.inf), p
 
     def min_p(x: Array) -> Array:
         best = jnp.max(x, axis=-1, keepdims=True)
         return jnp.where(x - best >= jnp.log(rows.min_p)[:, None], x, BANNED)
 
-    def typical_p(x: Array) -> Array:  # Meister et al. 2022, arXiv:2202.00666
-        p = jax.nn.softmax(x, axis=-1)
-        surprise = jnp.where(p > 0, -jax.nn.log_softmax(x, axis=-1), 0.0)
-        entropy = jnp.sum(p * surprise, axis=-1, keepdims=True)
-        distance = jnp.where(p > 0, jnp.abs(surprise - entropy), jnp.inf)
-        return _where_row(rows.typical_p < 1, _keep_smallest(x, distance, p, rows.typical_p), x)
+    def turn(i: Array, x: Array) -> Array:
+        def kept(x: Array) -> Array:
+            p = jax.nn.softmax(x, axis=-1)
+            order, weights = lax.switch(i, (by_score, by_probability, by_surprise), x, p)
+            return _where_row(asked[i], _keep_smallest(x, order, weights, wanted[i]), x)
 
-    logits = _when((rows.top_k > 0) & (rows.top_k < vocab), top_k, logits)
-    logits = _when(rows.top_p < 1, top_p, logits)
-    logits = _when(rows.min_p > 0, min_p, logits)
-    return _when(rows.typical_p < 1, typical_p, logits)
+        x = _when((rows.min_p > 0) & (i == 2), min_p, x)
+        return _when(asked[i], kept, x)
+
+    return lax.fori_loop(0, 3, turn, logits)
 
 
 def draw(logits: Array, seed: Array, position: Array) -> Array:
