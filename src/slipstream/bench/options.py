@@ -236,7 +236,7 @@ class StepOptions:
     streams: tuple[int, ...] = (1, 8, 32)
     context: int = 128
     prompt: int = 512
-    steps: int = 40
+    steps: int = 200
     precision: Literal["exact", "fast"] = "exact"
     json: Path | None = None
 

@@ -79,7 +79,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """A step of `workload`: its median seconds, and the parts that the native kernels did."""
+    """A step of `workload`: its seconds, and the parts that the native kernels did."""
 
     workload: str
     tokens: int
@@ -123,55 +123,53 @@ def _decode(engine: Engine, streams: int, options: StepOptions) -> Breakdown:
     _add(engine, streams, options.context, options.steps + 8)
     while engine.has_work and sum(len(output.token_ids) for output in engine.step()) < streams:
         pass
-    engine.stats()
     with _traced() as calls:
         for _ in range(options.steps):
             engine.step()
         made = list(calls())
-    times = engine.stats().step_seconds
     _drain(engine)
-    # A step or two were cut by the trace's ends: the number of steps is that of its calls of attention.
-    steps = sum(call.name == "attention" for call in made) / _layers(made)
     workload = f"decode, {streams} stream{'s' if streams > 1 else ''} at {options.context}"
-    return Breakdown(workload, streams, statistics.median(times), _parts(made, steps))
+    return _breakdown(workload, streams, _steps(made))
 
 
 def _prefill(engine: Engine, options: StepOptions) -> Breakdown:
     """A whole prompt in one step."""
-    repeats = max(5, options.steps // 8)
-    seconds, made = [], []
-    for _ in range(repeats + 1):
+    steps = []
+    for _ in range(max(5, options.steps // 8) + 1):
         _add(engine, 1, options.prompt, 1)
         with _traced() as calls:
             start = time.perf_counter()
             _drain(engine)
-            seconds.append(time.perf_counter() - start)
-            made.append(list(calls()))
-    flat = [call for one in made[1:] for call in one]
-    parts = _parts(flat, repeats)
-    return Breakdown(f"prefill of {options.prompt}", options.prompt, statistics.median(seconds[1:]), parts)
+            steps.append((time.perf_counter() - start, list(calls())))
+    return _breakdown(f"prefill of {options.prompt}", options.prompt, steps[1:])
 
 
-def _layers(calls: Sequence[Call]) -> float:
-    """Calls of attention in one step: as many as there are between two readings of the embedding."""
-    rows = [i for i, call in enumerate(calls) if call.part == _NAMES.index("rows of a table")]
-    between = [sum(call.name == "attention" for call in calls[first:last]) for first, last in pairwise(rows)]
-    if not between:
+def _steps(calls: Sequence[Call]) -> list[tuple[float, list[Call]]]:
+    """Seconds and calls of each whole step, from one reading of the embedding to the next."""
+    firsts = [i for i, call in enumerate(calls) if call.part == _NAMES.index("rows of a table")]
+    if len(firsts) < 5:
         raise ConfigError("too few steps were seen: raise --steps")
-    return statistics.median(between)
+    return [((calls[end].begin - calls[at].begin) / 1e9, list(calls[at:end])) for at, end in pairwise(firsts)]
 
 
-def _parts(calls: Sequence[Call], steps: float) -> tuple[Part, ...]:
-    """Sums by name and step, the slowest first. A call's time is its kind's median: disturbances are not its own."""
+def _breakdown(workload: str, tokens: int, steps: list[tuple[float, list[Call]]]) -> Breakdown:
+    """The mean of the middle half of the steps by their time: few disturbances, and the parts add up to the whole."""
+    quarter = len(steps) // 4
+    middle = sorted(steps, key=lambda step: step[0])[quarter : len(steps) - quarter]
+    seconds = statistics.fmean(step for step, _ in middle)
+    return Breakdown(workload, tokens, seconds, _parts([call for _, calls in middle for call in calls], len(middle)))
+
+
+def _parts(calls: Sequence[Call], steps: int) -> tuple[Part, ...]:
+    """Means by name and step, the slowest first."""
     kinds: dict[str, list[Call]] = {}
     for call in calls:
         kinds.setdefault(call.name, []).append(call)
     parts = []
     for name, some in kinds.items():
-        each = len(some) / steps
-        median = statistics.median(call.nanoseconds for call in some) / 1e9
+        nanoseconds = sum(call.nanoseconds for call in some) / steps
         sums = [sum(getattr(call, field) for call in some) / steps for field in ("bytes", "operations")]
-        parts.append(Part(name, each, median * each, *sums))
+        parts.append(Part(name, len(some) / steps, nanoseconds / 1e9, *sums))
     return tuple(sorted(parts, key=lambda part: -part.seconds))
 
 

@@ -111,8 +111,7 @@ def choose_on_cpu(logits: Array, slots: Slots, slot: Array, lengths: Array, coun
 
 def choose_natively(logits: Array, slots: Slots, slot: Array, lengths: Array, count: Array) -> Array:
     """The same without typical_p."""
-    names = ("temperature", "top_k", "top_p", "min_p", "seed")
-    return choose_native(logits, count, slot, lengths, **{name: getattr(slots, name) for name in names})
+    return choose_native(logits, count, slot, lengths, slots.quick)
 
 
 Choose = Callable[[Array, Slots, Array, Array, Array], Array]

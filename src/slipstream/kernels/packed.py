@@ -57,7 +57,7 @@ class Packing:
     def abstract(self, precision: Precision) -> Packed:
         """The leaf's shapes, for compiling before there is data."""
         data = jax.ShapeDtypeStruct((self.bounds[-1],), jnp.uint8)
-        return Packed(data, jax.ShapeDtypeStruct((), jnp.int32), self, precision, self.strides)  # type: ignore[arg-type]
+        return Packed(data, None, self, precision, self.strides)  # type: ignore[arg-type]
 
     def pack(self, blocks: Sequence[Blocks], data: np.ndarray) -> None:
         """Pack the blocks of all matrices into `data`, uint8 [bounds[-1]]."""
@@ -72,12 +72,13 @@ class Packed:
     """A weight, or a stack of them, as `native.pack` lays it out.
 
     `data` u8[bytes]: one matrix after the other. `layer` i32[] says which one this is: a view of one layer is the whole
-    stack and a number, since slicing a stack copies it. `precision`: how activations are rounded. `strides`: those of
-    the packing whose axes no index was taken of yet.
+    stack and a number, since slicing a stack copies it. None: the first; a step is then not handed a number for each
+    weight. `precision`: how activations are rounded. `strides`: those of the packing whose axes no index was taken of
+    yet.
     """
 
     data: Array
-    layer: Array
+    layer: Array | None
     packing: Packing = field(metadata={"static": True})
     precision: Precision = field(metadata={"static": True})
     strides: tuple[int, ...] = field(metadata={"static": True}, default=(1,))
@@ -85,7 +86,7 @@ class Packed:
     @classmethod
     def of(cls, packing: Packing, data: np.ndarray, precision: Precision, device: jax.Device) -> Packed:
         """The leaf on a device, of the bytes that `Packing.pack` made."""
-        return cls(jax.device_put(data, device), jnp.int32(0), packing, precision, packing.strides)
+        return cls(jax.device_put(data, device), None, packing, precision, packing.strides)
 
 
 def packing_of(param: Param, blocks: Sequence[Blocks | None]) -> Packing | None:
@@ -118,8 +119,7 @@ def _(leaf: Packed, index: Array | int) -> Packed:
     stride, *others = leaf.strides
     at = jnp.asarray(index, jnp.int32)
     at = at if stride == 1 else at * stride
-    inner = leaf.strides != leaf.packing.strides  # of a layer that was taken before
-    return replace(leaf, layer=leaf.layer + at if inner else at, strides=tuple(others))
+    return replace(leaf, layer=at if leaf.layer is None else leaf.layer + at, strides=tuple(others))
 
 
 @rows_of.register
@@ -177,7 +177,7 @@ def _operands(x: Array, ws: Sequence[Packed], around: Around) -> list[Array]:
         _weight(around.norm),
         _weight(around.after),
         jnp.zeros((0, 0), jnp.float32) if around.add is None else around.add.astype(jnp.float32),
-        ws[0].layer,
+        jnp.int32(0) if ws[0].layer is None else ws[0].layer,
         jnp.int32(rows) if around.real is None else around.real,
         *(w.data for w in ws),
     ]
