@@ -40,7 +40,8 @@ def test_a_step_is_taken_apart(tmp_path: Path) -> None:
         assert parts["feed-forward"].operations == LAYERS * 2 * 3 * width * hidden * one.tokens
         assert parts["feed-forward"].bytes >= LAYERS * 3 * width * hidden * 34 / 32  # Q8_0
     two = {part.name: part for part in found[1].parts}
-    assert two["attention"].operations % (LAYERS * 4 * CONFIG["hidden_size"]) == 0
+    a_token = LAYERS * 4 * CONFIG["hidden_size"]  # for each row and each token that it looks at: 6 to 16 of them
+    assert 2 * 6 * a_token <= two["attention"].operations <= 2 * 16 * a_token
 
     lines = text.getvalue().splitlines()
     assert lines[0].startswith("decode, 1 stream at 5: ") and "\t".join(step.COLUMNS) in lines
