@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slipstream.checkpoint import flux_names
+from slipstream.checkpoint import flux_names, sdxl_names
 from slipstream.checkpoint.safetensors_source import SafetensorsSource
 from slipstream.errors import CheckpointError, UnsupportedModel
 from slipstream.spec.image import Component
@@ -22,7 +22,10 @@ class Layout:
     components: Callable[[Source], Mapping[str, Component]]
 
 
-LAYOUTS = (Layout("Flux.1 of Black Forest Labs", flux_names.recognises, flux_names.components),)
+LAYOUTS = (
+    Layout("Flux.1 of Black Forest Labs", flux_names.recognises, flux_names.components),
+    Layout("Stable Diffusion XL", sdxl_names.recognises, sdxl_names.components),
+)
 
 
 def open_image_file(path: Path) -> Mapping[str, Component]:

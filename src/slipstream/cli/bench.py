@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from slipstream.bench.images.options import ImagesOptions
 from slipstream.bench.options import AccuracyOptions, PoolOptions, ServeOptions, StepOptions
 from slipstream.bench.peers.options import PeersOptions
 
@@ -49,6 +50,21 @@ def accuracy(
     with StageBars() as bars:
         path = resolve(model, progress=bars)
         run(open_checkpoint(path), options, console=out(), progress=bars)
+
+
+@bench.command
+def images(*, options: Annotated[ImagesOptions, Parameter(name="*")] = ImagesOptions()) -> int:
+    """Measure a step of image models' denoisers beside diffusers and OpenVINO on this machine's CPU.
+
+    Weights are random and the same for all; outputs are compared with diffusers'. The peers are installed in an
+    environment of their own at the first call. A round takes some minutes, and the UNet 12 GB of memory.
+    """
+    from slipstream.bench.images.run import run
+    from slipstream.cli.console import err, out
+
+    report = run(options, console=out(), progress=err())
+    works = report["workloads"].values()
+    return 1 if any(work["participants"].get("exact", {}).get("error") for work in works) else 0
 
 
 @bench.command

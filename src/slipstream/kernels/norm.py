@@ -1,4 +1,4 @@
-"""Norms: RMS (Zhang and Sennrich 2019, arXiv:1910.07467), alone or as a part of what is around it; layer norm."""
+"""Norms: RMS (Zhang and Sennrich 2019, arXiv:1910.07467), alone or as a part of what is around it; layer, group."""
 
 from __future__ import annotations
 
@@ -36,5 +36,26 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     wide = x.astype(jnp.float32)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     scaled = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
+    normed: Array = scaled * weight.astype(jnp.float32) + bias.astype(jnp.float32)
+    return normed.astype(x.dtype)
+
+
+def group_norm(x: Array, weight: Array, bias: Array, eps: float, groups: int) -> Array:
+    """`x` [b, ..., c] with mean 0 and variance 1 over each of `groups` runs of channels, then weighted by channel.
+
+    Wu and He 2018, arXiv:1803.08494; computed in float32, returned in x's type. Channels are averaged first by
+    themselves: that sum is over whole vectors.
+    """
+    wide = x.astype(jnp.float32)
+    between = tuple(range(1, x.ndim - 1))
+
+    def mean(values: Array) -> Array:
+        """[b, 1..., c], equal within a group."""
+        each = jnp.mean(values, axis=between, keepdims=True)
+        grouped = jnp.mean(each.reshape(*each.shape[:-1], groups, -1), axis=-1, keepdims=True)
+        return jnp.broadcast_to(grouped, (*grouped.shape[:-1], x.shape[-1] // groups)).reshape(each.shape)
+
+    centred = wide - mean(wide)
+    scaled = centred * jax.lax.rsqrt(mean(jnp.square(centred)) + eps)
     normed: Array = scaled * weight.astype(jnp.float32) + bias.astype(jnp.float32)
     return normed.astype(x.dtype)

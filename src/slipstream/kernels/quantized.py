@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from slipstream.kernels.convolution import plain
 from slipstream.kernels.matmul import Around, layer_of, products, rows_of
 from slipstream.quant.leaf import Quantized, dequantize, spread
 from slipstream.quant.scaled import LARGEST, NUMBERS
@@ -89,3 +90,8 @@ def _(table: Quantized, ids: Array) -> Array:
     zeros = None if table.zeros is None else rows(table.zeros)
     picked = replace(table, values=rows(table.values), scales=rows(table.scales), zeros=zeros)
     return dequantize(picked, table.dtype)
+
+
+@plain.register
+def _(leaf: Quantized) -> Array:
+    return dequantize(leaf, leaf.dtype)

@@ -22,6 +22,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
+from slipstream.kernels.convolution import plain
 from slipstream.kernels.experts import Clamped, Experts, Groups, mixed
 from slipstream.kernels.matmul import Activation, Around, dots, layer_of, products, rows_of
 from slipstream.kernels.norm import Norm
@@ -40,6 +41,12 @@ class Sharded:
 @layer_of.register
 def _(leaf: Sharded, index: Array | int) -> Sharded:
     return replace(leaf, inner=layer_of(leaf.inner, index))
+
+
+@plain.register
+def _(leaf: Sharded) -> Array:
+    weight: Array = plain(leaf.inner)
+    return weight
 
 
 @rows_of.register

@@ -104,10 +104,7 @@ class Keys:
 
     def size(self, name: str, default: int | _Required = REQUIRED) -> int:
         """A count: an int of at least 1."""
-        value = self.take(name, int, default)
-        if value < 1:
-            raise CheckpointError(f"config.json: {self._path}{name} must be at least 1, got {value}")
-        return value
+        return self._counted(name, self.take(name, int, default))
 
     def positive(self, name: str, default: float | _Required = REQUIRED) -> float:
         """A number over 0."""
@@ -152,6 +149,21 @@ class Keys:
         if not isinstance(value, list | tuple):
             raise CheckpointError(f"config.json: {self._path}{name} must be a list of whole numbers, got {value!r}")
         return tuple(self._typed(f"{name}[{i}]", item, int) for i, item in enumerate(value))
+
+    def counts(self, name: str, count: int, default: int | _Required = REQUIRED) -> tuple[int, ...]:
+        """A count for each of `count` parts of a model: a list of them, or one number for all. Each is at least 1."""
+        value = self._left.get(name)
+        if not isinstance(value, list | tuple):
+            return (self.size(name, default),) * count
+        del self._left[name]
+        if len(value) != count:
+            raise CheckpointError(f"config.json: {self._path}{name} has {len(value)} numbers for {count} parts")
+        named = ((f"{name}[{i}]", item) for i, item in enumerate(value))
+        return tuple(self._counted(one, self._typed(one, item, int)) for one, item in named)
+
+    def nested(self, name: str) -> Any:
+        """A value of any form, None where it is absent: the caller says what it may be."""
+        return self._left.pop(name, None)
 
     def strings(self, name: str) -> tuple[str, ...] | None:
         """A list of strings, None where it is absent or null."""
@@ -202,6 +214,11 @@ class Keys:
 
     def _missing(self, name: str) -> CheckpointError:
         return CheckpointError(f"config.json has no {self._path}{name}, which {self.family} models need")
+
+    def _counted(self, name: str, value: int) -> int:
+        if value < 1:
+            raise CheckpointError(f"config.json: {self._path}{name} must be at least 1, got {value}")
+        return value
 
     def _typed(self, name: str, value: Any, kind: type[T]) -> T:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -183,22 +183,25 @@ def stacked(layers: int | Sequence[int], plan: Callable[[str], Tree], prefix: st
 
 
 def map_params(function: Callable[..., Any], *trees: Any) -> Any:
-    """Apply `function` to the `Param` leaves of equally shaped plans (dataclasses; None stays None)."""
+    """Apply `function` to the `Param` leaves of equally shaped plans (dataclasses, tuples; None stays None)."""
     first = trees[0]
     if isinstance(first, Param):
         return function(*trees)
     if first is None:
         return None
+    if isinstance(first, tuple):
+        return tuple(map_params(function, *members) for members in zip(*trees, strict=True))
     if is_dataclass(first) and not isinstance(first, type):
         mapped = {f.name: map_params(function, *(getattr(t, f.name) for t in trees)) for f in fields(first)}
         return type(first)(**mapped)
-    raise TypeError(f"a plan holds Params, dataclasses and None, not {type(first).__name__}")
+    raise TypeError(f"a plan holds Params, dataclasses, tuples and None, not {type(first).__name__}")
 
 
 def params(tree: Any, path: str = "") -> Iterator[tuple[str, Param]]:
-    """All leaves of a plan with their dotted paths, in field order."""
+    """All leaves of a plan with their dotted paths, in field order. A member of a tuple is named by its number."""
     if isinstance(tree, Param):
         yield path, tree
     elif tree is not None:
-        for f in fields(tree):
-            yield from params(getattr(tree, f.name), f"{path}.{f.name}" if path else f.name)
+        named = enumerate(tree) if isinstance(tree, tuple) else ((f.name, getattr(tree, f.name)) for f in fields(tree))
+        for name, member in named:
+            yield from params(member, f"{path}.{name}" if path else str(name))

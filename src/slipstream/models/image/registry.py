@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from slipstream.errors import CheckpointError, UnsupportedModel
-from slipstream.models.image import clip, flux, t5
+from slipstream.models.image import autoencoder, clip, flux, t5, unet
 from slipstream.spec.image import Component, ImageCheckpoint
 
 
@@ -74,6 +74,14 @@ MODULES: Final = (
         unread=("encoder.embed_tokens.weight", "decoder.*"),  # the former is shared.weight again
     ),
     Module("flux", ("FluxTransformer2DModel",), flux.Config.from_diffusers, flux.plan),
+    Module("unet", ("UNet2DConditionModel",), unet.Config.from_diffusers, unet.plan),
+    Module(
+        "autoencoder",
+        ("AutoencoderKL",),
+        autoencoder.Config.from_diffusers,
+        autoencoder.plan,
+        renames=autoencoder.OLD_NAMES,
+    ),
 )
 
 PIPELINES: Final = (

@@ -1,0 +1,240 @@
+"""Convolutions of pictures [b, y, x, c], and of pictures that are doubled first.
+
+On a CPU a 3x3 convolution is computed in the transformed domain of Winograd (Lavin and Gray 2015, arXiv:1509.09308) as
+16 or 36 batched products, and one behind a doubling as four convolutions of 2x2 points, one for each parity of the
+result's row and column. Both want weights in another form, which is made in each call; of the first kind a caller can
+keep it (`Winograd`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import singledispatch
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from slipstream.kernels.ragged import Kernels
+
+Pad = tuple[tuple[int, int], tuple[int, int]]
+"""Zeros before and after the rows, and the columns."""
+
+Tile = Literal[2, 4]
+
+SAME: Pad = ((1, 1), (1, 1))
+
+FEWEST_CHANNELS = 64
+"""With fewer inputs or outputs the transforms take longer than what they save."""
+
+TILES: tuple[tuple[int, Tile], ...] = ((32, 4), (16, 2))
+"""From so many rows and columns on tiles of so many results are the fastest; smaller pictures have none."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Winograd's matrices for tiles of `tile` by `tile` results of a 3x3 convolution, with `tile + 2` points a side.
+
+    `inputs` [points, points], `weights` [points, 3] and `results` [tile, points].
+    """
+
+    inputs: np.ndarray
+    weights: np.ndarray
+    results: np.ndarray
+
+
+def _matrix(*rows: list[float]) -> np.ndarray:
+    return np.asarray(rows, np.float32)
+
+
+TRANSFORMS: dict[int, Transform] = {
+    2: Transform(
+        _matrix([1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]),
+        _matrix([1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]),
+        _matrix([1, 1, 1, 0], [0, 1, -1, -1]),
+    ),
+    4: Transform(
+        _matrix(
+            [4, 0, -5, 0, 1, 0],
+            [0, -4, -4, 1, 1, 0],
+            [0, 4, -4, -1, 1, 0],
+            [0, -2, -1, 2, 1, 0],
+            [0, 2, -1, -2, 1, 0],
+            [0, 4, 0, -5, 0, 1],
+        ),
+        _matrix(
+            [1 / 4, 0, 0],
+            [-1 / 6, -1 / 6, -1 / 6],
+            [-1 / 6, 1 / 6, -1 / 6],
+            [1 / 24, 1 / 12, 1 / 6],
+            [1 / 24, -1 / 12, 1 / 6],
+            [0, 0, 1],
+        ),
+        _matrix([1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]),
+    ),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Winograd:
+    """A 3x3 convolution's weight in the transformed domain, for stride 1: `values` float32 [points * points, i, o]."""
+
+    values: Array
+    tile: Tile = field(metadata={"static": True})
+
+
+@singledispatch
+def plain(leaf: Any) -> Array:
+    """A convolution's weight [y, x, i, o] as an array. Leaf types that are none register how they become one."""
+    array: Array = leaf
+    return array
+
+
+def conv(
+    x: Array, weight: Any, bias: Array | None, *, stride: int = 1, pad: Pad = SAME, kernels: Kernels = "reference"
+) -> Array:
+    """The convolution of x [b, y, x, i] with `weight` [y, x, i, o] and `bias` [o]: [b, y', x', o] in x's type.
+
+    `weight` may be `Winograd`, for stride 1 and SAME. Sums are float32; float32 products are exact float32.
+    """
+    if isinstance(weight, Winograd):
+        if stride != 1 or pad != SAME:
+            raise ValueError(f"a weight in Winograd's domain is for stride 1 and SAME, not {stride} and {pad}")
+        y = convolve_winograd(x, weight)
+    else:
+        y = IMPLEMENTATIONS[kernels](x, plain(weight), stride, pad)
+    return y if bias is None else y + bias
+
+
+def upsample_conv(
+    x: Array, weight: Any, bias: Array | None, *, size: tuple[int, int] | None = None, kernels: Kernels = "reference"
+) -> Array:
+    """`conv` with a 3x3 weight of x with each row and column doubled; `size` cuts those off again that are too many."""
+    rows, columns = size or (2 * x.shape[1], 2 * x.shape[2])
+    whole = (rows, columns) == (2 * x.shape[1], 2 * x.shape[2])
+    if not whole or kernels not in BY_PHASES:
+        doubled = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, :rows, :columns]
+        return conv(doubled, weight, bias, kernels=kernels)
+    y = convolve_phases(x, summed(plain(weight)))
+    return y if bias is None else y + bias
+
+
+def convolve(x: Array, weight: Array, stride: int, pad: Pad) -> Array:
+    """XLA's own."""
+    return lax.conv_general_dilated(
+        x,
+        weight,
+        (stride, stride),
+        pad,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    ).astype(x.dtype)
+
+
+def convolve_by_size(x: Array, weight: Array, stride: int, pad: Pad) -> Array:
+    """Winograd's where it is the faster one. Its sums cancel: shorter floats than float32 would lose most of theirs."""
+    fits = stride == 1 and pad == SAME and x.dtype == jnp.float32
+    tile = tile_for(x.shape[1:3], weight.shape) if fits else None
+    return convolve(x, weight, stride, pad) if tile is None else convolve_winograd(x, transformed(weight, tile))
+
+
+IMPLEMENTATIONS: dict[Kernels, Callable[[Array, Array, int, Pad], Array]] = {
+    "reference": convolve,
+    "cpu": convolve_by_size,
+    "pallas_tpu": convolve,
+    "pallas_gpu": convolve,
+}
+BY_PHASES: tuple[Kernels, ...] = ("cpu",)
+"""Where a doubling and the convolution behind it are four small ones."""
+
+
+def tile_for(size: tuple[int, ...], weight: tuple[int, ...]) -> Tile | None:
+    """Winograd's tile for a picture of `size` rows and columns and a weight's shape [y, x, i, o]; None: without."""
+    if weight[:2] != (3, 3) or min(weight[2:]) < FEWEST_CHANNELS:
+        return None
+    return next((tile for least, tile in TILES if min(size) >= least), None)
+
+
+def transformed(weight: Array, tile: Tile) -> Winograd:
+    """A 3x3 weight [y, x, i, o] in the transformed domain, in float32."""
+    matrix, weight = TRANSFORMS[tile].weights, weight.astype(jnp.float32)
+    rows = [_sum(matrix[p], [weight[y] for y in range(3)]) for p in range(tile + 2)]
+    points = [_sum(matrix[p], [row[x] for x in range(3)]) for row in rows for p in range(tile + 2)]
+    return Winograd(lax.optimization_barrier(jnp.stack(points)), tile)
+
+
+def convolve_winograd(x: Array, weight: Winograd) -> Array:
+    """The convolution with stride 1 and SAME, as a batch of float32 products: one for each point of a transformed tile.
+
+    The barriers keep XLA from computing the transforms again inside the products.
+    """
+    tile, outputs = weight.tile, weight.values.shape[-1]
+    matrices, points = TRANSFORMS[tile], tile + 2
+    b, height, width, inputs = x.shape
+    down, across = -(-height // tile), -(-width // tile)
+    wide = jnp.pad(
+        x.astype(jnp.float32),
+        ((0, 0), (1, down * tile + 1 - height), (1, across * tile + 1 - width), (0, 0)),
+    )
+    rows = [wide[:, i::tile][:, :down] for i in range(points)]
+    rows = [_sum(matrices.inputs[p], rows) for p in range(points)]
+    tiles = [
+        _sum(matrices.inputs[p], [row[:, :, i::tile][:, :, :across] for i in range(points)])
+        for row in rows
+        for p in range(points)
+    ]
+    stacked = lax.optimization_barrier(jnp.stack(tiles).reshape(points * points, b * down * across, inputs))
+    products = lax.optimization_barrier(
+        jnp.einsum(
+            "pti,pio->pto",
+            stacked,
+            weight.values,
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+    ).reshape(points, points, b, down, across, outputs)
+    columns = [_sum(matrices.results[r], list(products)) for r in range(tile)]
+    results = [[_sum(matrices.results[r], list(column)) for r in range(tile)] for column in columns]
+    whole = jnp.stack([jnp.stack(row, axis=3) for row in results], axis=2)
+    return whole.reshape(b, down * tile, across * tile, outputs)[:, :height, :width].astype(x.dtype)
+
+
+def summed(weight: Array) -> Array:
+    """A 3x3 weight [y, x, i, o] as those of four phases: [row's parity, column's, 2, 2, i, o].
+
+    Of three neighbouring rows of a doubled picture two are the same: which two depends on the parity of the result's.
+    """
+
+    def halves(weights: list[Array]) -> Array:
+        first, second, third = weights
+        return jnp.stack([jnp.stack([first, second + third]), jnp.stack([first + second, third])])
+
+    rows = halves(list(weight))  # [parity, 2, x, i, o]
+    both = halves([rows[:, :, x] for x in range(3)])  # [parity of column, 2, parity of row, 2, i, o]
+    return jnp.transpose(both, (2, 0, 3, 1, 4, 5))
+
+
+def convolve_phases(x: Array, weight: Array) -> Array:
+    """The convolution with SAME of the doubled x, with `summed` weights: each parity is a 2x2 one of x itself."""
+    b, height, width, _ = x.shape
+    rows = []
+    for row in range(2):
+        columns = [convolve(x, weight[row, column], 1, ((1 - row, row), (1 - column, column))) for column in range(2)]
+        rows.append(jnp.stack(columns, axis=3))
+    return jnp.stack(rows, axis=2).reshape(b, 2 * height, 2 * width, -1)
+
+
+def _sum(factors: np.ndarray, terms: list[Array]) -> Array:
+    """The terms times their factors, added up; those times 0 are left out."""
+    total: Array | None = None
+    for factor, term in zip(factors.tolist(), terms, strict=True):
+        if factor:
+            part = term if factor == 1 else term * jnp.asarray(factor, term.dtype)
+            total = part if total is None else total + part
+    assert total is not None
+    return total
