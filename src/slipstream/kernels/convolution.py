@@ -162,46 +162,37 @@ def tile_for(size: tuple[int, ...], weight: tuple[int, ...]) -> Tile | None:
 
 def transformed(weight: Array, tile: Tile) -> Winograd:
     """A 3x3 weight [y, x, i, o] in the transformed domain, in float32."""
-    matrix, weight = TRANSFORMS[tile].weights, weight.astype(jnp.float32)
-    rows = [_sum(matrix[p], [weight[y] for y in range(3)]) for p in range(tile + 2)]
-    points = [_sum(matrix[p], [row[x] for x in range(3)]) for row in rows for p in range(tile + 2)]
-    return Winograd(lax.optimization_barrier(jnp.stack(points)), tile)
+    flat = weight.astype(jnp.float32).reshape(9, *weight.shape[2:])
+    return Winograd(_product("pk,kio->pio", _both(TRANSFORMS[tile].weights), flat), tile)
 
 
 def convolve_winograd(x: Array, weight: Winograd) -> Array:
     """The convolution with stride 1 and SAME, as a batch of float32 products: one for each point of a transformed tile.
 
-    The barriers keep XLA from computing the transforms again inside the products.
+    The two transforms of a tile, along its rows and its columns, are one product with their Kronecker product: that is
+    more work than sums of slices, and less time. The barriers keep XLA from gathering points inside of products.
     """
     tile, outputs = weight.tile, weight.values.shape[-1]
-    matrices, points = TRANSFORMS[tile], tile + 2
+    matrices, points = TRANSFORMS[tile], range(tile + 2)
     b, height, width, inputs = x.shape
     down, across = -(-height // tile), -(-width // tile)
-    wide = jnp.pad(
-        x.astype(jnp.float32),
-        ((0, 0), (1, down * tile + 1 - height), (1, across * tile + 1 - width), (0, 0)),
-    )
-    rows = [wide[:, i::tile][:, :down] for i in range(points)]
-    rows = [_sum(matrices.inputs[p], rows) for p in range(points)]
-    tiles = [
-        _sum(matrices.inputs[p], [row[:, :, i::tile][:, :, :across] for i in range(points)])
-        for row in rows
-        for p in range(points)
-    ]
-    stacked = lax.optimization_barrier(jnp.stack(tiles).reshape(points * points, b * down * across, inputs))
-    products = lax.optimization_barrier(
-        jnp.einsum(
-            "pti,pio->pto",
-            stacked,
-            weight.values,
-            precision=lax.Precision.HIGHEST,
-            preferred_element_type=jnp.float32,
-        )
-    ).reshape(points, points, b, down, across, outputs)
-    columns = [_sum(matrices.results[r], list(products)) for r in range(tile)]
-    results = [[_sum(matrices.results[r], list(column)) for r in range(tile)] for column in columns]
-    whole = jnp.stack([jnp.stack(row, axis=3) for row in results], axis=2)
-    return whole.reshape(b, down * tile, across * tile, outputs)[:, :height, :width].astype(x.dtype)
+    after = (down * tile + 1 - height, across * tile + 1 - width)
+    wide = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, after[0]), (1, after[1]), (0, 0)))
+    gathered = [wide[:, i::tile, j::tile][:, :down, :across].reshape(-1, inputs) for i in points for j in points]
+    tiles = _product("pq,qti->pti", _both(matrices.inputs), lax.optimization_barrier(jnp.stack(gathered)))
+    results = _product("rp,pto->rto", _both(matrices.results), _product("pti,pio->pto", tiles, weight.values))
+    whole = lax.optimization_barrier(results).reshape(tile, tile, b, down, across, outputs)
+    whole = jnp.transpose(whole, (2, 3, 0, 4, 1, 5)).reshape(b, down * tile, across * tile, outputs)
+    return whole[:, :height, :width].astype(x.dtype)
+
+
+def _product(eq: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(eq, x, y, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+
+
+def _both(matrix: np.ndarray) -> Array:
+    """A transform along rows and columns, of all points of a tile as one axis."""
+    return jnp.asarray(np.kron(matrix, matrix))
 
 
 def summed(weight: Array) -> Array:
@@ -227,14 +218,3 @@ def convolve_phases(x: Array, weight: Array) -> Array:
         columns = [convolve(x, weight[row, column], 1, ((1 - row, row), (1 - column, column))) for column in range(2)]
         rows.append(jnp.stack(columns, axis=3))
     return jnp.stack(rows, axis=2).reshape(b, 2 * height, 2 * width, -1)
-
-
-def _sum(factors: np.ndarray, terms: list[Array]) -> Array:
-    """The terms times their factors, added up; those times 0 are left out."""
-    total: Array | None = None
-    for factor, term in zip(factors.tolist(), terms, strict=True):
-        if factor:
-            part = term if factor == 1 else term * jnp.asarray(factor, term.dtype)
-            total = part if total is None else total + part
-    assert total is not None
-    return total

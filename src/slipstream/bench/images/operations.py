@@ -30,7 +30,8 @@ def counted(jaxpr: Any) -> int:
 def _of(equation: Any) -> int:
     name = equation.primitive.name
     if name in ("dot_general", "conv_general_dilated"):
-        return 2 * prod(equation.outvars[0].aval.shape) * _summed(equation)
+        results: int = prod(equation.outvars[0].aval.shape)
+        return 2 * results * _summed(equation)
     times: int = equation.params["length"] if name == "scan" else 1
     return times * sum(counted(inner) for inner in _inside(equation))
 
