@@ -79,7 +79,7 @@ def test_report(answers: Answers, tmp_path: Path) -> None:
     options = ImagesOptions(workloads="unet", rounds=2, steps=2, narrow=True, size=64, json=path)
     console = Console(file=said, force_terminal=False)
     report = bench.run(options, console=console, progress=Console(file=io.StringIO()))
-    assert report == json.loads(path.read_text())
+    assert json.loads(path.read_text())["workloads"] == report["workloads"]
     # Conversion first; then rounds in which one that failed no longer takes part.
     rounds = [("exact", False), ("diffusers", False), ("openvino", False)]
     assert answers.asked == [("openvino", True), rounds[0], ("fast", False), *rounds[1:], *rounds]
