@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from slipstream.api.engine import EngineInfo, PoolingInfo
+from slipstream.api.image_engine import ImageEngineInfo
 from slipstream.cli.banner import Banner, Prompting
 from slipstream.cli.serve import prompting
 
@@ -16,6 +17,12 @@ INFO = EngineInfo(
     model="m", vocab_size=100, max_model_len=2048, max_seqs=32, max_batched_tokens=512, page_size=16, num_pages=1000,
     kv_bytes=3 << 29, weight_bytes=514 << 20, temporary_bytes=1, dtype="float32", kv_dtype="float32",
     platform="cpu", device="cpu", num_devices=1, compile_seconds=2.5, num_shapes=9,
+)  # fmt: skip
+
+IMAGES = ImageEngineInfo(
+    model="p", family="flux", width=512, height=256, multiple=16, max_pixels=4194304, steps=28, max_steps=150,
+    guidance=3.5, sampler="flow", samplers=("flow",), slots=4, weight_bytes=23 << 30, dtype="bfloat16", platform="gpu",
+    device="H100", num_devices=1, compile_seconds=4.0, num_shapes=3,
 )  # fmt: skip
 
 
@@ -31,6 +38,7 @@ def banner(prompting: Prompting = Prompting.CHAT, needs_key: bool = False) -> Ba
         (Prompting.TOKENS, "/v1/completions"),
         (Prompting.EMBED, "/v1/embeddings"),
         (Prompting.SCORE, "/v1/rerank"),
+        (Prompting.IMAGE, "/v1/images/generations"),
     ],
 )
 def test_the_curl_line_is_one_shell_command(prompting: Prompting, path: str) -> None:
@@ -66,3 +74,14 @@ def test_a_model_without_a_cache() -> None:
     facts = Banner("0.1.0", "minilm", "http://127.0.0.1:8000", info, Prompting.EMBED, False, 1.0).facts()
     assert facts[1] == "no KV cache: texts of at most 2,048 tokens, 512 tokens a step"
     assert prompting(None, info) is Prompting.EMBED
+
+
+def test_images_alone_and_beside_a_language_model() -> None:
+    alone = Banner("0.1.0", "painter", "http://h", IMAGES, Prompting.IMAGE, False, 1.0)
+    assert alone.facts()[:2] == [
+        "bfloat16 on 1 x H100; weights 23.0 GiB",
+        "flux: 512x256 in 28 steps if nothing is asked for, at most 4,194,304 pixels; 4 slots a step",
+    ]
+    both = Banner("0.1.0", "talker", "http://h", INFO, Prompting.CHAT, False, 1.0, ("painter", IMAGES))
+    assert len(both.facts()) == 6
+    assert "12 step shapes, compiled or read from the cache in 6.5 s" in both.facts()[4]

@@ -23,6 +23,7 @@ from slipstream.cli.compile import CompileOptions
 from slipstream.cli.embed import EmbedOptions
 from slipstream.cli.env import EnvOptions
 from slipstream.cli.generate import GenerateOptions
+from slipstream.cli.image import ImageOptions
 from slipstream.cli.main import _renamed, build
 from slipstream.cli.models import ModelsOptions
 from slipstream.engine.config import EngineConfig
@@ -31,6 +32,7 @@ from slipstream.server.config import ServerConfig
 
 SETTINGS: dict[str, tuple[type, ...]] = {
     "serve": (EngineConfig, ServerConfig),
+    "image": (ImageOptions,),
     "chat": (ChatOptions, EngineConfig),
     "generate": (GenerateOptions, EngineConfig),
     "embed": (EmbedOptions, EngineConfig),

@@ -10,6 +10,7 @@ import pytest
 
 from slipstream.api.engine import EngineRequest, TokenOutput
 from slipstream.api.sampling import TokenSampling
+from slipstream.cluster.cargo import TOKENS
 from slipstream.cluster.config import RestartPolicy
 from slipstream.cluster.worker_client import WorkerClient
 from slipstream.engine.config import EngineConfig
@@ -23,7 +24,7 @@ Start = Callable[..., Awaitable[WorkerClient]]
 
 @pytest.fixture(autouse=True)
 def workers_find_the_fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ async def start() -> AsyncIterator[Start]:
 
     async def make(options: FakeOptions | None = None, policy: RestartPolicy = EAGER, **kwargs: Any) -> WorkerClient:
         model = (options or FakeOptions()).model()
-        client = WorkerClient(model, EngineConfig(), policy=policy, engine_factory=FACTORY, **kwargs)
+        client = WorkerClient(TOKENS, model, EngineConfig(), policy=policy, engine_factory=FACTORY, **kwargs)
         clients.append(client)
         await client.start()
         return client

@@ -14,6 +14,7 @@ import pytest
 
 from slipstream import errors
 from slipstream.api.engine import TokenOutput
+from slipstream.cluster.cargo import TOKENS
 from slipstream.cluster.config import RestartPolicy
 from slipstream.cluster.messages import Abort, Outputs
 from slipstream.cluster.worker_client import WorkerClient
@@ -162,7 +163,7 @@ async def test_close_kills_a_worker_that_does_not_answer(start: Start) -> None:
 
 
 async def test_close_while_starting(start: Start) -> None:
-    client = WorkerClient(FakeOptions(start_seconds=60).model(), EngineConfig(), engine_factory=FACTORY)
+    client = WorkerClient(TOKENS, FakeOptions(start_seconds=60).model(), EngineConfig(), engine_factory=FACTORY)
     starting = asyncio.create_task(client.start())
     await until(lambda: bool(client.worker_pids))
     folder, pid = folder_of(client), client.worker_pids[0]
@@ -184,13 +185,15 @@ async def test_close_while_restarting(start: Start) -> None:
 
 PARENT = """
 import asyncio, sys
+from slipstream.cluster.cargo import TOKENS
 from slipstream.cluster.worker_client import WorkerClient
 from slipstream.engine.config import EngineConfig
 from tests.cluster.fake_engine import FACTORY, FakeOptions
 from tests.cluster.conftest import request_of
 
 async def main():
-    client = WorkerClient(FakeOptions(step_seconds=float(sys.argv[1])).model(), EngineConfig(), engine_factory=FACTORY)
+    model = FakeOptions(step_seconds=float(sys.argv[1])).model()
+    client = WorkerClient(TOKENS, model, EngineConfig(), engine_factory=FACTORY)
     await client.start()
     stream = client.generate(request_of(1, max_tokens=100_000))
     await anext(stream)

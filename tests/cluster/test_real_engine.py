@@ -12,6 +12,7 @@ import pytest
 from slipstream.api.engine import EngineRequest
 from slipstream.api.sampling import TokenSampling
 from slipstream.checkpoint import RandomSource, save_checkpoint
+from slipstream.cluster.cargo import TOKENS
 from slipstream.cluster.config import RestartPolicy
 from slipstream.cluster.worker_client import WorkerClient
 from slipstream.engine.config import EngineConfig
@@ -56,7 +57,7 @@ async def test_32_streams_of_the_real_engine_survive_two_kills(tmp_path: Path) -
     config = EngineConfig(
         max_seqs=32, max_batched_tokens=32, max_model_len=512, kv_bytes=2**23, compile_cache=str(tmp_path / "compiled")
     )
-    client = WorkerClient(tmp_path / "model", config, policy=RestartPolicy(delays=(0.0,)))
+    client = WorkerClient(TOKENS, tmp_path / "model", config, policy=RestartPolicy(delays=(0.0,)))
     await client.start()
     try:
         assert client.info.vocab_size == 97
@@ -89,7 +90,7 @@ async def test_32_streams_of_the_real_engine_survive_two_kills(tmp_path: Path) -
 
 
 async def test_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
-    client = WorkerClient(tmp_path, EngineConfig())
+    client = WorkerClient(TOKENS, tmp_path, EngineConfig())
     with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
         await client.start()
     assert not client.ready

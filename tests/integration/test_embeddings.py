@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from slipstream.checkpoint import open_checkpoint, save_checkpoint
+from slipstream.cluster.cargo import TOKENS
 from slipstream.cluster.config import RestartPolicy
 from slipstream.cluster.worker_client import WorkerClient
 from slipstream.engine.config import EngineConfig
@@ -59,7 +60,7 @@ def write_model(folder: Path, config: dict[str, Any]) -> Path:
 async def serving(folder: Path, steps: Path) -> AsyncIterator[tuple[openai.AsyncOpenAI, WorkerClient, Tokenizer]]:
     """The real server without a socket, over a real worker."""
     engine = EngineConfig(max_seqs=8, max_batched_tokens=64, compile_cache=str(steps), weight_cache="", cpu_threads=1)
-    worker = WorkerClient(folder, engine, policy=RestartPolicy(delays=(0.0,)))
+    worker = WorkerClient(TOKENS, folder, engine, policy=RestartPolicy(delays=(0.0,)))
     spec = open_checkpoint(folder).tokenizer
     assert spec is not None
     tokenizer = load_tokenizer(spec)

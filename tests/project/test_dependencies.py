@@ -11,14 +11,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = {
+    "pillow": "PIL",
     "pyzmq": "zmq",
     "opentelemetry-sdk": "opentelemetry",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
 }
 """Where a package's module has another name than the package (with - as _)."""
 
-LOADED_BY_OTHERS = {"httptools", "uvloop", "ml-dtypes", "libtpu", "nvidia-cuda-nvcc-cu12"}
-"""uvicorn loads the first two by name; numpy finds bfloat16 through the third, JAX compilers in the others."""
+LOADED_BY_OTHERS = {"httptools", "uvloop", "python-multipart", "ml-dtypes", "libtpu", "nvidia-cuda-nvcc-cu12"}
+"""uvicorn loads the first two by name, Starlette the third; numpy finds bfloat16 through the next, JAX compilers in the
+others."""
 
 
 DRIVERS = {ROOT / "src/slipstream/bench" / kind / "drivers" for kind in ("peers", "images")}

@@ -20,6 +20,7 @@ from slipstream.server.serve import Server, bind, url_of
 from slipstream.server.wire import Wire
 from slipstream.spec.source import GenerationDefaults
 
+from .image_client import ImageMemory
 from .memory_client import MemoryClient
 from .toys import EOS_ID, TOKENIZER, ids
 
@@ -34,6 +35,7 @@ class Live:
     server: Server
     loop: asyncio.AbstractEventLoop
     thread: threading.Thread
+    images: ImageMemory | None = None
     openai_clients: list[openai.OpenAI] = field(default_factory=list)
 
     def call(self, function: Callable[[], Any]) -> Any:
@@ -80,7 +82,7 @@ Start = Callable[..., Live]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts servers: `start(reply, config={...}, **MemoryClient's fields)`."""
+    """Starts servers: `start(reply, config={...}, **MemoryClient's fields)`; `text=False`: images alone."""
     running: list[Live] = []
 
     def begin(
@@ -90,6 +92,8 @@ def start() -> Iterator[Start]:
         tokenizer: Any = TOKENIZER,
         generation: GenerationDefaults | None = None,
         client: MemoryClient | None = None,
+        images: ImageMemory | None = None,
+        text: bool = True,
         tracing: Any = None,
         wait: bool = True,
         send_buffer: int | None = None,
@@ -99,7 +103,7 @@ def start() -> Iterator[Start]:
         client = client or MemoryClient(said, **fields)
         settings = ServerConfig(port=0, **(config or {}))
         generation = generation or GenerationDefaults(eos_token_ids=(EOS_ID,))
-        app = build_app(client, tokenizer, generation, settings, tracing=tracing)
+        app = build_app(client if text else None, tokenizer, generation, settings, images=images, tracing=tracing)
         listener = bind(settings)
         if send_buffer is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # its connections inherit it
@@ -120,7 +124,7 @@ def start() -> Iterator[Start]:
         thread = threading.Thread(target=body)
         thread.start()
         assert begun.wait(20)
-        live = Live(url, client, app.state.front, server, loops[0], thread)
+        live = Live(url, client, app.state.front, server, loops[0], thread, images)
         running.append(live)
         if wait:
             live.until(lambda: live.front.started)

@@ -78,7 +78,7 @@ class Watch:
         page.on("request", self._request)
 
     def _request(self, request: Request) -> None:
-        if not request.url.startswith(self.origin):
+        if not request.url.removeprefix("blob:").startswith(self.origin):
             self.foreign.append(request.url)
 
 

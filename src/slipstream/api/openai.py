@@ -290,8 +290,8 @@ WITHOUT_EFFECT = frozenset(
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
-def parse(body: Any, kind: type[Body]) -> Body:
-    """A decoded JSON value as a request.
+def parse(body: Any, kind: type[Body], *, strict: bool = True) -> Body:
+    """A decoded JSON value as a request. Not `strict`: text that reads as a number or a truth value is one.
 
     Raises RequestError naming the field and its path for a wrong type, UnsupportedField for a known field that is not
     acted on, RequestError `unknown_field` with the nearest name for any other.
@@ -308,7 +308,7 @@ def parse(body: Any, kind: type[Body]) -> Body:
         elif name not in WITHOUT_EFFECT:
             raise _unknown(name, fields)
     try:
-        return msgspec.convert(known, kind, str_keys=True)
+        return msgspec.convert(known, kind, str_keys=True, strict=strict)
     except msgspec.ValidationError as error:
         raise _invalid(error) from None
 

@@ -10,6 +10,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from slipstream.api.images import ImageModelLimits
+
 
 class CachedTokens(msgspec.Struct):
     """How many prompt tokens came from the prefix cache."""
@@ -162,7 +164,7 @@ class Completion(msgspec.Struct, kw_only=True):
 class Model(msgspec.Struct, kw_only=True):
     """A served model. `root` is the name that it was loaded under.
 
-    `task`: generate (completions), embed (embeddings, and rerank by their cosine), score (rerank), or classify.
+    `task`: generate (completions), embed (embeddings, and rerank by their cosine), score (rerank), classify, or image.
     """
 
     id: str
@@ -171,9 +173,10 @@ class Model(msgspec.Struct, kw_only=True):
     owned_by: str = "slipstream"
     root: str
     parent: None = None
-    max_model_len: int
-    task: Literal["generate", "embed", "score", "classify"] = "generate"
+    max_model_len: int | UnsetType = UNSET
+    task: Literal["generate", "embed", "score", "classify", "image"] = "generate"
     embedding_size: int | UnsetType = UNSET
+    image: ImageModelLimits | UnsetType = UNSET
 
 
 class ModelList(msgspec.Struct, kw_only=True):

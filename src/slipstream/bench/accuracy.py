@@ -20,8 +20,8 @@ from slipstream.bench.options import AccuracyOptions
 from slipstream.bench.report import describe_machine
 from slipstream.bench.texts import Passage, passages
 from slipstream.checkpoint.progress import Progress, silent
-from slipstream.engine.compiles import use_compile_cache
 from slipstream.errors import ConfigError, NoTokenizer
+from slipstream.kernels.compiles import use_compile_cache
 from slipstream.spec.source import Checkpoint
 from slipstream.text import Tokenizer, load_tokenizer
 

@@ -15,8 +15,8 @@ from slipstream.bench.texts import passages
 from slipstream.checkpoint import open_checkpoint
 from slipstream.checkpoint.progress import Progress, silent
 from slipstream.checkpoint.quantized.writing import Written, write_quantized
-from slipstream.engine.compiles import use_compile_cache
 from slipstream.errors import ConfigError
+from slipstream.kernels.compiles import use_compile_cache
 from slipstream.models.registry import family
 from slipstream.quant.rounding import SCHEMES
 from slipstream.spec.source import Checkpoint

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from slipstream.api.engine import EngineInfo
+from slipstream.api.image_engine import ImageEngineInfo
 from slipstream.cli.console import out
 from slipstream.cli.sizes import format_bytes
 
@@ -21,24 +22,29 @@ class Prompting(Enum):
     EMBED = "embed"
     SCORE = "score"
     CLASSIFY = "classify"
+    IMAGE = "image"
 
 
 @dataclass(frozen=True)
 class Banner:
-    """The facts. `seconds`: from the command to ready. `needs_key`: whether a request must carry an API key."""
+    """The facts. `seconds`: from the command to ready. `needs_key`: whether a request must carry an API key.
+
+    `info`: of the model; `beside`: the name and info of an image model that a language model has beside it.
+    """
 
     version: str
     model: str
     url: str
-    info: EngineInfo
+    info: EngineInfo | ImageEngineInfo
     prompting: Prompting
     needs_key: bool
     seconds: float
+    beside: tuple[str, ImageEngineInfo] | None = None
 
     def show(self) -> None:
         """Print it: with colours on a terminal, plain in a pipe. Nothing is wrapped, so that it can be copied."""
         out().print(
-            f"\nSlipstream {self.version} serves {self.model} at {self.url}", style="bold green", soft_wrap=True
+            f"\nSlipstream {self.version} serves {self._served()} at {self.url}", style="bold green", soft_wrap=True
         )
         for fact in self.facts():
             out().print(f"  {fact}", style="dim", soft_wrap=True)
@@ -48,22 +54,18 @@ class Banner:
             out().print(text, soft_wrap=True)
         out().print()
 
+    def _served(self) -> str:
+        return self.model if self.beside is None else f"{self.model} and {self.beside[0]}"
+
     def facts(self) -> list[str]:
-        """What the engine is, a line each."""
-        info = self.info
-        tokens, each = info.num_pages * info.page_size, " each" * (info.num_devices > 1)
-        held = (
-            f"no KV cache: texts of at most {info.max_model_len:,} tokens, {info.max_batched_tokens:,} tokens a step"
-            if not info.kv_bytes
-            else f"KV cache {format_bytes(info.kv_bytes)}{each} ({info.kv_dtype}): {tokens:,} tokens in "
-            f"{info.num_pages:,} pages; {info.max_seqs} sequences at a time, "
-            f"each of at most {info.max_model_len:,} tokens"
-        )
+        """What the engines are, a line each."""
+        infos = [self.info] if self.beside is None else [self.info, self.beside[1]]
+        shapes = sum(info.num_shapes for info in infos)
+        compiling = sum(info.compile_seconds for info in infos)
         return [
-            f"{info.dtype} on {info.num_devices} x {info.device}; weights {format_bytes(info.weight_bytes)}{each}",
-            held,
-            f"ready after {self.seconds:.1f} s ({info.num_shapes} step shapes, compiled or read from the cache in "
-            f"{info.compile_seconds:.1f} s)",
+            *(fact for info in infos for fact in _facts(info)),
+            f"ready after {self.seconds:.1f} s ({shapes} step shapes, compiled or read from the cache in "
+            f"{compiling:.1f} s)",
             f"page {self.url}/   API {self.url}/docs   metrics {self.url}/metrics",
         ]
 
@@ -84,6 +86,27 @@ class Banner:
         return "\n".join([*head, *_SNIPPETS[self.prompting].replace("MODEL", self.model).splitlines()])
 
 
+def _facts(info: EngineInfo | ImageEngineInfo) -> list[str]:
+    """Where it runs, and what it holds."""
+    each = " each" * (info.num_devices > 1)
+    place = f"{info.dtype} on {info.num_devices} x {info.device}; weights {format_bytes(info.weight_bytes)}{each}"
+    if isinstance(info, ImageEngineInfo):
+        return [
+            place,
+            f"{info.family}: {info.width}x{info.height} in {info.steps} steps if nothing is asked for, at most "
+            f"{info.max_pixels:,} pixels; {info.slots} slots a step",
+        ]
+    if not info.kv_bytes:
+        tokens = f"at most {info.max_model_len:,} tokens, {info.max_batched_tokens:,} tokens a step"
+        return [place, f"no KV cache: texts of {tokens}"]
+    return [
+        place,
+        f"KV cache {format_bytes(info.kv_bytes)}{each} ({info.kv_dtype}): {info.num_pages * info.page_size:,} tokens "
+        f"in {info.num_pages:,} pages; {info.max_seqs} sequences at a time, each of at most {info.max_model_len:,} "
+        "tokens",
+    ]
+
+
 _CURL = {
     Prompting.CHAT: (
         "/v1/chat/completions",
@@ -94,6 +117,7 @@ _CURL = {
     Prompting.EMBED: ("/v1/embeddings", '{"input":["a text","another"]}'),
     Prompting.SCORE: ("/v1/rerank", f'{{"query":"{QUESTION}","documents":["Paris.","A tortoise."]}}'),
     Prompting.CLASSIFY: ("/v1/classify", '{"input":["a text","another"]}'),
+    Prompting.IMAGE: ("/v1/images/generations", '{"prompt":"a red apple","response_format":"url"}'),
 }
 
 _SNIPPETS = {
@@ -118,4 +142,9 @@ print(client.post("/rerank", body=body, cast_to=object))""",
     Prompting.CLASSIFY: """\
 body = {"model": "MODEL", "input": ["a text", "another"]}
 print(client.post("/classify", body=body, cast_to=object))""",
+    Prompting.IMAGE: """\
+import base64
+
+reply = client.images.generate(model="MODEL", prompt="a red apple")
+open("apple.png", "wb").write(base64.b64decode(reply.data[0].b64_json))""",
 }

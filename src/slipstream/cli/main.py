@@ -21,6 +21,7 @@ COMMANDS = {
     "chat": "Talk with a model in the terminal.",
     "generate": "Answer a JSONL file of requests in OpenAI's batch format.",
     "embed": "Print vectors of texts.",
+    "image": "Make images from a prompt.",
     "models": "List the models that are built in or cached.",
     "pull": "Fetch a model into the cache.",
     "quantize": "Write a model in 8 or 4 bits, and compare it with the original.",

@@ -66,8 +66,8 @@ class ServerReplies:
         try:
             response = self._http.get("/v1/models")
         except httpx.TransportError as error:
-            raise _unreachable(self._http, error) from error
-        _require_success(response)
+            raise unreachable(self._http, error) from error
+        require_success(response)
         return str(response.json()["data"][0]["id"])
 
     def stream(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> Generator[Piece, None, None]:
@@ -83,10 +83,10 @@ class ServerReplies:
             with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
                 if not response.is_success:
                     response.read()
-                _require_success(response)
+                require_success(response)
                 yield from _pieces(response.iter_lines())
         except httpx.TransportError as error:
-            raise _unreachable(self._http, error) from error
+            raise unreachable(self._http, error) from error
 
 
 def _pieces(lines: Iterator[str]) -> Iterator[Piece]:
@@ -105,7 +105,8 @@ def _pieces(lines: Iterator[str]) -> Iterator[Piece]:
             yield Piece(text, usage.get("completion_tokens"))
 
 
-def _require_success(response: httpx.Response) -> None:
+def require_success(response: httpx.Response) -> None:
+    """Raise RequestFailed, with what the server said, for an answer that is an error."""
     if response.is_success:
         return
     try:
@@ -115,7 +116,8 @@ def _require_success(response: httpx.Response) -> None:
     raise RequestFailed(f"{response.url.host} refused ({response.status_code}): {message}")
 
 
-def _unreachable(http: httpx.Client, error: httpx.TransportError) -> RequestFailed:
+def unreachable(http: httpx.Client, error: httpx.TransportError) -> RequestFailed:
+    """The error of a server that does not answer."""
     return RequestFailed(
         f"no server answers at {http.base_url} ({type(error).__name__}): start one with slipstream serve"
     )

@@ -1,4 +1,4 @@
-"""A model behind the HTTP application: what `serve` listens with and `generate` calls in its own process."""
+"""Models behind the HTTP application: what `serve` listens with and `generate` calls in its own process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from slipstream.checkpoint import Progress, open_checkpoint, resolve
+from slipstream.checkpoint.image_folder import is_image_folder
+from slipstream.cluster.cargo import IMAGES, TOKENS
+from slipstream.cluster.client import EngineClient, ImageClient
+from slipstream.cluster.config import RestartPolicy
 from slipstream.cluster.process import EarlyWorker
 from slipstream.cluster.worker_client import WorkerClient
+from slipstream.diffusion.config import ImageEngineConfig
 from slipstream.engine.config import EngineConfig
+from slipstream.errors import ConfigError
 from slipstream.server.config import ServerConfig
 from slipstream.spec.source import GenerationDefaults
 from slipstream.text import Tokenizer
@@ -23,41 +29,96 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m"
 
+IMAGE_POLICY = RestartPolicy(hang_timeout=900.0)
+"""A denoising step of a large picture takes a CPU minutes; a language model's steps are never so long."""
+
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that is on this machine: its client (not started), its text side, and the settings with its name."""
+    """Models on this machine: their clients (not started), the text side, and the settings with their names."""
 
-    client: WorkerClient
+    client: EngineClient | None
     tokenizer: Tokenizer | None
     generation: GenerationDefaults
     server: ServerConfig
+    images: ImageClient | None = None
 
 
-def open_model(
+def open_models(
     model: str | None,
+    image_model: str | None,
     engine: EngineConfig,
+    image: ImageEngineConfig,
     server: ServerConfig,
     progress: Progress,
     early: EarlyWorker | None = None,
+    image_early: EarlyWorker | None = None,
 ) -> Opened:
-    """Find `model` (None: the default one), fetching it if need be, and open what the HTTP process needs of it.
+    """Find the models, fetching them if need be, and open what the HTTP process needs of them.
 
-    `early`: a worker process that was started before and is to run it.
+    `model`: a language model or an image model; None: the default one. `image_model`: one beside it. `early`,
+    `image_early`: worker processes that were started before and are to run them.
 
     Raises ModelNotFound, CheckpointError and ConfigError.
     """
-    from slipstream.server.serve import tokenizer_for
-
     name = model or DEFAULT_MODEL
     path = resolve(name, progress=progress)
+    if not is_image_folder(path):
+        opened = _open_text(name, path, engine, server, progress, early)
+        if image_model is None:
+            return opened
+        return _with_images(opened, image_model, resolve(image_model, progress=progress), image, progress, image_early)
+    if image_model is not None:
+        raise ConfigError(f"{name} is an image model: name a language model first, or leave --image-model out")
+    alone = Opened(client=None, tokenizer=None, generation=GenerationDefaults(), server=server)
+    return _with_images(alone, name, path, image, progress, early)
+
+
+def open_model(model: str | None, engine: EngineConfig, server: ServerConfig, progress: Progress) -> Opened:
+    """The same of a language model alone."""
+    name = model or DEFAULT_MODEL
+    return _open_text(name, resolve(name, progress=progress), engine, server, progress, None)
+
+
+def _open_text(
+    name: str, path: Path, engine: EngineConfig, server: ServerConfig, progress: Progress, early: EarlyWorker | None
+) -> Opened:
+    from slipstream.server.serve import tokenizer_for
+
     checkpoint = open_checkpoint(path)
     return Opened(
-        client=WorkerClient(path, engine, on_progress=progress, log_format=worker_log_format(server), early=early),
+        client=WorkerClient(
+            TOKENS, path, engine, on_progress=progress, log_format=worker_log_format(server), early=early
+        ),
         tokenizer=tokenizer_for(checkpoint.tokenizer, server),
         generation=checkpoint.generation,
         server=replace(server, served_model_name=server.served_model_name or public_name(name)),
     )
+
+
+def _with_images(
+    opened: Opened, name: str, path: Path, image: ImageEngineConfig, progress: Progress, early: EarlyWorker | None
+) -> Opened:
+    if not is_image_folder(path):
+        raise ConfigError(
+            f"--image-model {name} makes no images: it must be a folder in diffusers' layout, with a model_index.json"
+        )
+
+    def on_progress(stage: str, done: int, total: int | None) -> None:
+        progress(f"{stage} (images)" if opened.client is not None else stage, done, total)
+
+    server = opened.server
+    client = WorkerClient(
+        IMAGES,
+        path,
+        image,
+        policy=IMAGE_POLICY,
+        on_progress=on_progress,
+        log_format=worker_log_format(server),
+        early=early,
+    )
+    public = server.served_image_model_name or public_name(name)
+    return replace(opened, images=client, server=replace(server, served_image_model_name=public))
 
 
 def worker_log_format(server: ServerConfig) -> Literal["text", "json"]:

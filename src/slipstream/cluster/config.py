@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from slipstream.diffusion.config import ImageEngineConfig
 from slipstream.engine.config import EngineConfig
 
 ENGINE_FACTORY = "slipstream.cluster.worker:build_engine"
@@ -14,6 +15,12 @@ ENGINE_FACTORY = "slipstream.cluster.worker:build_engine"
 
 ENGINE_MODULES = ("slipstream.checkpoint", "slipstream.engine.start")
 """What that engine needs and a worker may load before it knows its model."""
+
+IMAGE_ENGINE_FACTORY = "slipstream.cluster.worker:build_image_engine"
+"""The same of a worker that makes pictures."""
+
+IMAGE_ENGINE_MODULES = ("slipstream.checkpoint", "slipstream.diffusion.start")
+"""What that engine needs."""
 
 
 class Report(Protocol):
@@ -26,13 +33,15 @@ class Report(Protocol):
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's whole configuration: one line of JSON on its standard input, which then stays open.
 
-    `model`: a local folder or .gguf file (names are resolved by the parent). `endpoint`: where the parent's ROUTER
-    listens. `identity`: the routing id to connect with, a secret of the two processes; a message from any other peer is
-    dropped. `incarnation`: 1 for the first start, one more at each restart; every message carries it.
+    `model`: a local folder or file (names are resolved by the parent). `engine`, `images`: the settings of the engine
+    that it is, the other None. `endpoint`: where the parent's ROUTER listens. `identity`: the routing id to connect
+    with, a secret of the two processes; a message from any other peer is dropped. `incarnation`: 1 for the first start,
+    one more at each restart; every message carries it.
     """
 
     model: str
-    engine: EngineConfig
+    engine: EngineConfig | None = None
+    images: ImageEngineConfig | None = None
     endpoint: str
     identity: str
     incarnation: int

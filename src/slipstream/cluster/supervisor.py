@@ -14,8 +14,20 @@ from typing import Any
 from msgspec.structs import replace
 
 from slipstream.api.engine import EngineInfo
+from slipstream.api.image_engine import ImageEngineInfo
 from slipstream.cluster.config import Report, RestartPolicy, WorkerConfig
-from slipstream.cluster.messages import Fatal, FromWorker, Outputs, Progress, Ready, Shutdown, ToWorker
+from slipstream.cluster.messages import (
+    AnyOutputs,
+    Fatal,
+    FromWorker,
+    ImageOutputs,
+    ImagesReady,
+    Outputs,
+    Progress,
+    Ready,
+    Shutdown,
+    ToWorker,
+)
 from slipstream.cluster.post import Post
 from slipstream.cluster.process import FATAL_EXIT, EarlyWorker, WorkerProcess
 from slipstream.errors import (
@@ -30,6 +42,8 @@ from slipstream.errors import (
 )
 
 logger = logging.getLogger(__name__)
+
+AnyInfo = EngineInfo | ImageEngineInfo
 
 _ERRORS: dict[str, type[SlipstreamError]] = {
     error.__name__: error
@@ -49,8 +63,8 @@ class Hooks:
     """
 
     progress: Report
-    up: Callable[[EngineInfo], None]
-    outputs: Callable[[Outputs], None]
+    up: Callable[[AnyInfo], None]
+    outputs: Callable[[AnyOutputs], None]
     down: Callable[[str], None]
     lost: Callable[[str], None]
     busy: Callable[[], bool]
@@ -70,7 +84,7 @@ class Supervisor:
         self._early = early
         self._secret = secrets.token_hex(16)
         self._process: WorkerProcess | None = None
-        self._ready: asyncio.Future[EngineInfo] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[AnyInfo] = asyncio.get_running_loop().create_future()
         self._fatal: asyncio.Future[Fatal] = asyncio.get_running_loop().create_future()
         self._heard = 0
         self._keeping: asyncio.Task[None] | None = None
@@ -116,7 +130,7 @@ class Supervisor:
     def _identity(self) -> bytes:
         return f"{self._secret}.{self.incarnation}".encode()
 
-    async def _launch(self) -> EngineInfo:
+    async def _launch(self) -> AnyInfo:
         """Start a process and wait for its Ready. Raises the worker's error, or WorkerError, if it dies before."""
         loop = asyncio.get_running_loop()
         self._post.forget(self._identity)
@@ -230,11 +244,11 @@ class Supervisor:
             return
         self._heard += 1
         match message:
-            case Outputs():
+            case Outputs() | ImageOutputs():
                 self._hooks.outputs(message)
             case Progress(stage=stage, done=done, total=total):
                 self._hooks.progress(stage, done, total)
-            case Ready(info=info) if not self._ready.done():
+            case Ready(info=info) | ImagesReady(info=info) if not self._ready.done():
                 self._ready.set_result(info)
             case Fatal() if not self._fatal.done():
                 self._fatal.set_result(message)

@@ -1,6 +1,7 @@
 """A worker process: `python -m slipstream.cluster.worker`, started by the supervisor. One engine, one socket.
 
-Each turn of its loop takes all messages that have come, runs one step, and sends that step's tokens as one message.
+Each turn of its loop takes all messages that have come, runs one step, and sends what that step made as one message.
+The loop is the same for an engine of tokens and one of pictures.
 """
 
 from __future__ import annotations
@@ -13,17 +14,32 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import zmq
 
 from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenOutput
+from slipstream.api.image_engine import ImageEngineInfo, ImageEngineStats, ImageOutput, ImageRequest
 from slipstream.cluster.config import Report, WorkerConfig
-from slipstream.cluster.messages import Abort, Fatal, FromWorker, Outputs, Progress, Ready, Shutdown, Submit, ToWorker
+from slipstream.cluster.messages import (
+    Abort,
+    Fatal,
+    FromWorker,
+    ImageOutputs,
+    ImagesReady,
+    Outputs,
+    Progress,
+    Ready,
+    Shutdown,
+    Submit,
+    SubmitImages,
+    ToWorker,
+)
 from slipstream.cluster.process import FATAL_EXIT
 from slipstream.errors import RequestError, SlipstreamError
 from slipstream.telemetry.logs import configure
@@ -37,37 +53,61 @@ _PR_SET_PDEATHSIG = 1
 _LINGER_MS = 2000
 
 
-class WorkerEngine(Protocol):
-    """What a worker runs. `slipstream.engine.loop.Engine` is one."""
+Request = TypeVar("Request", contravariant=True)
+Output = TypeVar("Output", covariant=True)
+Info = TypeVar("Info", covariant=True)
+Stats = TypeVar("Stats", covariant=True)
+
+
+class WorkerEngine(Protocol[Request, Output, Info, Stats]):
+    """What a worker runs. `slipstream.engine.loop.Engine` is one, `slipstream.diffusion`'s another."""
 
     @property
-    def info(self) -> EngineInfo:
+    def info(self) -> Info:
         """What the engine is."""
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to do."""
 
-    def add(self, request: EngineRequest) -> None:
+    def add(self, request: Request) -> None:
         """Take a request. Raises RequestError for one that it refuses."""
 
     def abort(self, request_id: str) -> object:
-        """Drop a request; nothing happens for one that is not there. Its pages are free after the next step."""
+        """Drop a request; nothing happens for one that is not there. What it holds is free after the next step."""
 
-    def step(self) -> list[TokenOutput]:
-        """Run one step and return the tokens that became known."""
+    def step(self) -> Sequence[Output]:
+        """Run one step and return what became known."""
 
-    def stats(self) -> EngineStats:
+    def stats(self) -> Stats:
         """Gauges, counters, and the times of the steps since the last call."""
 
 
-def build_engine(config: WorkerConfig, report: Report) -> WorkerEngine:
+TokenEngine = WorkerEngine[EngineRequest, TokenOutput, EngineInfo, EngineStats]
+ImageEngine = WorkerEngine[ImageRequest, ImageOutput, ImageEngineInfo, ImageEngineStats]
+AnyEngine = TokenEngine | ImageEngine
+
+
+def build_engine(config: WorkerConfig, report: Report) -> TokenEngine:
     """The JAX engine for the configured checkpoint. Raises the errors of both."""
     # Only a worker that builds this engine loads JAX.
     from slipstream.checkpoint import open_checkpoint
     from slipstream.engine.start import start
 
+    assert config.engine is not None
     return start(open_checkpoint(Path(config.model)), config.engine, report)
+
+
+def build_image_engine(config: WorkerConfig, report: Report) -> ImageEngine:
+    """The JAX engine that makes pictures with the configured checkpoint. Raises the errors of both."""
+    engine: ImageEngine = import_module("slipstream.diffusion.start").start(Path(config.model), config.images, report)
+    return engine
+
+
+_MESSAGES: dict[type[Any], tuple[type[Any], type[Any]]] = {
+    EngineInfo: (Ready, Outputs),
+    ImageEngineInfo: (ImagesReady, ImageOutputs),
+}
 
 
 class Link:
@@ -75,6 +115,7 @@ class Link:
 
     def __init__(self, config: WorkerConfig) -> None:
         self._incarnation = config.incarnation
+        self._outputs: type[Any] = Outputs
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.ROUTING_ID, config.identity.encode())
@@ -87,9 +128,14 @@ class Link:
         """Send; waits only if the parent has not read the last thousand messages."""
         self._socket.send(self._encoder.encode(message))
 
-    def send_outputs(self, outputs: list[TokenOutput], stats: EngineStats | None) -> None:
-        """Send one step's tokens."""
-        self.send(Outputs(self._incarnation, outputs, stats))
+    def announce(self, info: EngineInfo | ImageEngineInfo) -> None:
+        """Say that the engine is ready. Its outputs go out in messages of its kind from now on."""
+        ready, self._outputs = _MESSAGES[type(info)]
+        self.send(ready(self._incarnation, info))
+
+    def send_outputs(self, outputs: list[Any], stats: EngineStats | ImageEngineStats | None) -> None:
+        """Send what one step made."""
+        self.send(self._outputs(self._incarnation, outputs, stats))
 
     def receive(self, *, wait: bool) -> list[ToWorker]:
         """All messages that have come, in order; with `wait`, at least one."""
@@ -110,15 +156,15 @@ class Link:
         self._context.term()
 
 
-def serve(engine: WorkerEngine, link: Link) -> None:
+def serve(engine: AnyEngine, link: Link) -> None:
     """Run the engine until Shutdown. Waits on the socket while there is no work."""
     link.send_outputs([], engine.stats())
     reported, idle = monotonic(), True
     while True:
-        outputs: list[TokenOutput] = []
+        outputs: list[Any] = []
         for message in link.receive(wait=not engine.has_work):
             match message:
-                case Submit(requests=requests):
+                case Submit(requests=requests) | SubmitImages(requests=requests):
                     outputs += [refusal for request in requests if (refusal := _add(engine, request))]
                 case Abort(ids=ids):
                     for request_id in ids:
@@ -137,10 +183,12 @@ def serve(engine: WorkerEngine, link: Link) -> None:
             reported, idle = now, done
 
 
-def _add(engine: WorkerEngine, request: EngineRequest) -> TokenOutput | None:
+def _add(engine: Any, request: EngineRequest | ImageRequest) -> TokenOutput | ImageOutput | None:
     try:
         engine.add(request)
     except RequestError as error:
+        if isinstance(request, ImageRequest):
+            return ImageOutput(id=request.id, finish_reason="error", error=error.message, refused=True)
         return TokenOutput(id=request.id, token_ids=[], finish_reason="error", error=error.message)
     return None
 
@@ -155,11 +203,11 @@ def run(config: WorkerConfig) -> int:
         def report(stage: str, done: int, total: int | None) -> None:
             link.send(Progress(config.incarnation, stage, done, total))
 
-        engine: WorkerEngine = factory(config, report)
+        engine: AnyEngine = factory(config, report)
         # What the build made lives as long as the process: the collector need not look at it between steps.
         gc.collect()
         gc.freeze()
-        link.send(Ready(config.incarnation, engine.info))
+        link.announce(engine.info)
         serve(engine, link)
     except Exception as error:
         if isinstance(error, SlipstreamError):

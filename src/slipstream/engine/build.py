@@ -19,7 +19,6 @@ from slipstream.checkpoint.fingerprint import fingerprint
 from slipstream.checkpoint.loading import check, load
 from slipstream.checkpoint.progress import Progress, silent
 from slipstream.checkpoint.quantized.rounded import RoundedSource
-from slipstream.engine.compiles import CompileCounter, store_of
 from slipstream.engine.config import EngineConfig
 from slipstream.engine.loop import Engine
 from slipstream.engine.lowering import Lowering
@@ -35,6 +34,7 @@ from slipstream.engine.step_cache import StepCache
 from slipstream.engine.weight_cache import WeightCache
 from slipstream.errors import ConfigError
 from slipstream.hardware.allocator import give_back_freed_memory, keep_freed_memory
+from slipstream.kernels.compiles import CompileCounter, store_of
 from slipstream.kernels.native import library
 from slipstream.kernels.packed import any_packed
 from slipstream.kernels.ragged import Kernels

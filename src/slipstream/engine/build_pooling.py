@@ -16,7 +16,6 @@ from slipstream.checkpoint.loading import check, load
 from slipstream.checkpoint.progress import Progress, silent
 from slipstream.checkpoint.quantized.rounded import RoundedSource
 from slipstream.engine.build import _native, _one_at_a_time
-from slipstream.engine.compiles import CompileCounter, store_of
 from slipstream.engine.config import EngineConfig
 from slipstream.engine.loop import Engine
 from slipstream.engine.memory import KVShape, device_limit, kv_dtype, most_kv_bytes
@@ -31,6 +30,7 @@ from slipstream.engine.shapes import ShapePolicy
 from slipstream.engine.step_cache import StepCache
 from slipstream.errors import CheckpointError, ConfigError
 from slipstream.hardware.allocator import give_back_freed_memory, keep_freed_memory
+from slipstream.kernels.compiles import CompileCounter, store_of
 from slipstream.kernels.native import library
 from slipstream.kernels.ragged import Kernels
 from slipstream.models.llm.stack import within

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenLogprobs, TokenOutput
-from slipstream.engine.compiles import CompileCounter
 from slipstream.engine.request import RowPlan, Sequence, StepPlan
 from slipstream.engine.runner import RowResult, Runner
 from slipstream.engine.scheduler import Committed, Scheduler
 from slipstream.errors import RequestError
+from slipstream.kernels.compiles import CompileCounter
 
 STEPS_IN_FLIGHT = 2  # one on the device, one planned behind it: the device never waits for the host
 

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
-from slipstream.engine.compiles import xlas_cache_is_on
 from slipstream.hardware.store import Entry, Store, name_of
+from slipstream.kernels.compiles import xlas_cache_is_on
 
 logger = logging.getLogger(__name__)
 

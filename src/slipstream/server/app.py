@@ -17,13 +17,17 @@ from starlette.staticfiles import StaticFiles
 from slipstream import __version__
 from slipstream.api.openai import ChatRequest, CompletionRequest
 from slipstream.api.pooling import ClassifyRequest, EmbeddingRequest, RerankRequest, ScoreRequest
-from slipstream.cluster.client import EngineClient
+from slipstream.cluster.client import EngineClient, ImageClient
+from slipstream.errors import ConfigError
 from slipstream.server import chat, classify, completions, embeddings, rerank
 from slipstream.server.admission import Admission
 from slipstream.server.config import ServerConfig, api_keys
 from slipstream.server.docs import docs_page, openapi
 from slipstream.server.front import Front, Task
 from slipstream.server.generate import Generate
+from slipstream.server.image_files import PATH, ImageFiles
+from slipstream.server.image_front import ImageFront
+from slipstream.server.images import Images, image_file, read_edit, read_generation
 from slipstream.server.metrics import Metrics
 from slipstream.server.middleware import Envelope, Errors, Guard, http_exception
 from slipstream.server.page import STATIC, page
@@ -40,28 +44,34 @@ log = logging.getLogger("slipstream.server")
 
 
 def build_app(
-    client: EngineClient,
+    client: EngineClient | None,
     tokenizer: Tokenizer | None,
     generation: GenerationDefaults,
     config: ServerConfig,
     *,
+    images: ImageClient | None = None,
     tracing: Tracing | None = None,
     on_start: Callable[[BaseException | None], None] | None = None,
 ) -> Starlette:
-    """The ASGI application. Its lifespan starts and closes `client`; while that loads, requests get 503.
+    """The ASGI application. Its lifespan starts and closes the engines; while they load, requests get 503.
+
+    `client`: the language model's engine, `images`: the image model's; at least one of them.
 
     `generation`: the checkpoint's end-of-text tokens and suggested sampling values. `tracing`: in place of the one
     that `config.otel_endpoint` names. `on_start` is called once, when the engine is ready (None) or cannot start.
     Raises ConfigError for settings that cannot work. `app.state.front` is the server's state.
     """
+    if client is None and images is None:
+        raise ConfigError("nothing to serve: neither a language model nor an image model")
     front = Front(
-        client=client,
+        text=client,
         tokenizer=tokenizer,
         generation=generation,
         config=config,
         admission=Admission(config.max_queue),
         metrics=Metrics(),
         tracing=tracing if tracing is not None else open_tracing(config.otel_endpoint, version=__version__),
+        images=None if images is None else image_front(images, config),
     )
     status = StatusEndpoints(front)
     tokens = TokenEndpoints(front)
@@ -80,6 +90,8 @@ def build_app(
             *(Route(f"{at}/rerank", rank, methods=["POST"]) for at in ("/v1", "/v2", "")),
             *(Route(f"{at}/score", score, methods=["POST"]) for at in ("/v1", "")),
             *(Route(f"{at}/classify", label, methods=["POST"]) for at in ("/v1", "")),
+            Route("/v1/images/generations", Images(front, "image_generation", read_generation), methods=["POST"]),
+            Route("/v1/images/edits", Images(front, "image_edit", read_edit), methods=["POST"]),
             Route("/v1/models", status.models),
             Route("/v1/models/{id:path}", status.model),
             Route("/tokenize", tokens.tokenize, methods=["POST"]),
@@ -90,6 +102,7 @@ def build_app(
             Route("/version", status.version),
             Route("/openapi.json", openapi),
             Route("/docs", docs_page),
+            Route(PATH + "{name}", image_file(front)),
             Route("/", page),
             Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
         ],
@@ -112,17 +125,26 @@ def build_app(
     return app
 
 
+def image_front(client: ImageClient, config: ServerConfig) -> ImageFront:
+    """The image side of the server's state."""
+    return ImageFront(
+        client=client,
+        config=config,
+        admission=Admission(config.max_image_queue),
+        files=ImageFiles(config.image_files_bytes, config.image_files_seconds),
+    )
+
+
 @asynccontextmanager
 async def _lifespan(front: Front, on_start: Callable[[BaseException | None], None] | None) -> AsyncIterator[None]:
-    """Start the engine beside the server, follow its statistics, and close everything at the end."""
+    """Start the engines beside the server, follow its statistics, and close everything at the end."""
 
     async def start() -> None:
         try:
-            await front.client.start()
-            front.open()
+            await front.start()
         except Exception as error:
             if on_start is None:
-                log.exception("the engine could not start")
+                log.exception("an engine could not start")
             else:
                 on_start(error)
             return
@@ -140,6 +162,5 @@ async def _lifespan(front: Front, on_start: Callable[[BaseException | None], Non
         with suppress(asyncio.CancelledError):
             await life
         await front.close()
-        front.pool.shutdown(wait=False, cancel_futures=True)
         if front.tracing is not None:
             await asyncio.to_thread(front.tracing.close)

@@ -13,6 +13,15 @@ from slipstream.telemetry.logs import LogFormat
 
 API_KEY_VARIABLE = "SLIPSTREAM_API_KEY"
 
+_AT_LEAST_ONE = (
+    "max_body_bytes",
+    "max_upload_bytes",
+    "max_prompt_tokens",
+    "max_queue",
+    "max_image_queue",
+    "image_files_bytes",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
@@ -32,16 +41,26 @@ class ServerConfig:
         Origins whose web pages may call the API, such as https://chat.example.org; * means all.
     max_body_bytes
         Largest request body, in bytes.
+    max_upload_bytes
+        Largest body of an image edit, with its files, in bytes.
     max_prompt_tokens
         Longest prompt, in tokens. None: what the model's context allows.
     max_queue
         Sequences, waiting and running, over which a request is refused with 429 and Retry-After.
+    max_image_queue
+        The same for images.
+    image_files_bytes
+        Most bytes of the image files that URLs name; the oldest go first.
+    image_files_seconds
+        Seconds after which such a file is removed.
     request_timeout
         Seconds after which a request is cancelled, from its arrival. None: never.
     drain_timeout
         Seconds that running requests get to finish after SIGTERM or SIGINT.
     served_model_name
         The model's name in the API. None: the name that it was loaded under.
+    served_image_model_name
+        The same for the image model.
     chat_template
         File with a Jinja chat template to use in place of the checkpoint's.
     log_format
@@ -57,11 +76,16 @@ class ServerConfig:
     api_key_file: Path | None = None
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 8 * 2**20
+    max_upload_bytes: int = 32 * 2**20
     max_prompt_tokens: int | None = None
     max_queue: int = 256
+    max_image_queue: int = 32
+    image_files_bytes: int = 256 * 2**20
+    image_files_seconds: float = 3600.0
     request_timeout: float | None = 600.0
     drain_timeout: float = 30.0
     served_model_name: str | None = None
+    served_image_model_name: str | None = None
     chat_template: Path | None = None
     log_format: LogFormat = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -71,10 +95,12 @@ class ServerConfig:
         """Refuse settings that cannot work. Raises ConfigError."""
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be between 0 and 65535, got {self.port}")
-        for name in ("max_body_bytes", "max_prompt_tokens", "max_queue"):
+        for name in _AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        if not self.image_files_seconds > 0:
+            raise ConfigError(f"image_files_seconds must be over 0, got {self.image_files_seconds}")
         if self.request_timeout is not None and not self.request_timeout > 0:
             raise ConfigError(f"request_timeout must be over 0, got {self.request_timeout}")
         if not self.drain_timeout >= 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from slipstream import __version__
-from slipstream.api import openai, pooling, replies
+from slipstream.api import images, openai, pooling, replies
 
 _PAGE = Path(__file__).parent / "docs.html"
 _REF = "#/components/schemas/{name}"
@@ -36,7 +37,10 @@ _OPERATIONS: tuple[tuple[str, str, str, type[Any] | None, type[Any] | None, bool
         ("post", f"{at}/classify", "Shares of labels", pooling.ClassifyRequest, pooling.ClassifyReply, True)
         for at in ("/v1", "")
     ),
-    ("get", "/v1/models", "The served model", None, replies.ModelList, True),
+    ("post", "/v1/images/generations", "Make images", images.ImageGenerationRequest, images.ImagesReply, True),
+    ("post", "/v1/images/edits", "Change an image", images.ImageEditRequest, images.ImagesReply, True),
+    ("get", "/files/{name}", "An image that a reply named, for a while", None, None, False),
+    ("get", "/v1/models", "The served models", None, replies.ModelList, True),
     ("get", "/v1/models/{id}", "The model of that name", None, replies.Model, True),
     ("post", "/tokenize", "Text or messages to token ids", openai.TokenizeRequest, replies.Tokenized, True),
     ("post", "/detokenize", "Token ids to text", openai.DetokenizeRequest, replies.Detokenized, True),
@@ -46,13 +50,34 @@ _OPERATIONS: tuple[tuple[str, str, str, type[Any] | None, type[Any] | None, bool
     ("get", "/version", "The server's version", None, None, False),
 )
 
+_STREAMS: Mapping[type[Any], tuple[type[Any], ...]] = {
+    replies.ChatCompletion: (replies.ChatChunk,),
+    replies.Completion: (replies.Completion,),
+    images.ImagesReply: (images.ImageProgress, images.PartialImage, images.CompletedImage),
+}
+"""What the events of a stream are, where a reply can be streamed."""
+
+_FILES: Mapping[str, Any] = {
+    "type": "object",
+    "required": ["image"],
+    "properties": {
+        "image": {"type": "string", "format": "binary", "description": "A PNG, JPEG or WebP."},
+        "mask": {
+            "type": "string",
+            "format": "binary",
+            "description": "Of the image's size. Its transparent part is made anew; of a mask without one, its white.",
+        },
+    },
+}
+"""The files of an edit."""
+
 
 @functools.cache
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
     types = [t for operation in _OPERATIONS for t in operation[3:5] if t is not None]
-    types += [replies.ChatChunk, replies.ErrorReply]
-    _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
+    types += [replies.ErrorReply, *(kind for kinds in _STREAMS.values() for kind in kinds)]
+    _, schemas = msgspec.json.schema_components(dict.fromkeys(types), ref_template=_REF)
     for schema in schemas.values():
         _describe(schema)
     paths: dict[str, Any] = {}
@@ -63,7 +88,8 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "Slipstream",
             "version": __version__,
-            "description": "OpenAI's API with vLLM's extra sampling fields. A field that is not listed is refused.",
+            "description": "OpenAI's API with vLLM's extra fields for text and diffusers' for images. "
+            "A field that is not listed is refused.",
         },
         "paths": paths,
         "components": {
@@ -79,16 +105,17 @@ def _operation(
     answer: dict[str, Any] = {"description": "The answer"}
     if reply is not None:
         answer["content"] = {"application/json": {"schema": _ref(reply)}}
-        if reply is replies.ChatCompletion:
-            answer["content"]["text/event-stream"] = {"schema": _ref(replies.ChatChunk)}
-        if reply is replies.Completion:
-            answer["content"]["text/event-stream"] = {"schema": _ref(replies.Completion)}
+        if reply in _STREAMS:
+            answer["content"]["text/event-stream"] = {"schema": {"anyOf": [_ref(kind) for kind in _STREAMS[reply]]}}
     error = {"description": "An error", "content": {"application/json": {"schema": _ref(replies.ErrorReply)}}}
     operation: dict[str, Any] = {"summary": summary, "responses": {"200": answer, "default": error}}
     if request is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(request)}}}
-    if "{id}" in path:
-        operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+        content: dict[str, Any] = {"application/json": {"schema": _ref(request)}}
+        if request is images.ImageEditRequest:
+            content = {"multipart/form-data": {"schema": {"allOf": [_ref(request), _FILES]}}}
+        operation["requestBody"] = {"required": True, "content": content}
+    for name in re.findall(r"\{(\w+)\}", path):
+        operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
     if keyed:
         operation["security"] = [{}, {"key": []}]
     return operation

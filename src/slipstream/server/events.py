@@ -9,6 +9,7 @@ from contextlib import suppress
 import msgspec
 from starlette.types import Send
 
+from slipstream.api.images import ImageEvent
 from slipstream.errors import RequestError
 from slipstream.server.problems import error_bytes
 
@@ -34,7 +35,7 @@ class EventStream:
 
     async def write(self, chunks: Iterable[msgspec.Struct]) -> None:
         """Send the chunks in one go."""
-        data = b"".join(b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks)
+        data = b"".join(_name(chunk) + b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks)
         if data:
             await self._head()
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
@@ -55,3 +56,8 @@ class EventStream:
         if not self.started:
             self.started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+
+
+def _name(chunk: msgspec.Struct) -> bytes:
+    """OpenAI's events of images have names beside their data; those of completions do not."""
+    return f"event: {chunk.type}\n".encode() if isinstance(chunk, ImageEvent) else b""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
@@ -15,17 +13,15 @@ from starlette.types import Receive, Scope, Send
 
 from slipstream.api.engine import TokenOutput
 from slipstream.api.openai import SamplingFields
-from slipstream.errors import RequestError, RequestFailed, Unavailable
-from slipstream.server.body import Disconnected, read_request
-from slipstream.server.call import Call, call_of, deadline, until_disconnect
+from slipstream.server.body import read_request
+from slipstream.server.call import Call, call_of, until_disconnect
+from slipstream.server.conduct import conduct
 from slipstream.server.events import EventStream
 from slipstream.server.front import Front
 from slipstream.server.mailbox import Mailbox, running
 from slipstream.server.work import Replies
 from slipstream.telemetry.record import GenerationRecord, Operation
 from slipstream.text.choice import Choice, Delta
-
-log = logging.getLogger("slipstream.server")
 
 Completable = TypeVar("Completable", bound=SamplingFields)
 
@@ -51,34 +47,17 @@ class Generate(Generic[Completable]):
         self.prepare = prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request. RequestErrors before the first byte are raised, later ones go into the stream."""
-        request = Request(scope, receive)
-        call = call_of(scope)
-        run = _Run(self.front, call, request, self.operation)
-        events = EventStream(send)
-        try:
-            async with deadline(self.front.config.request_timeout, call):
-                answer = await self._answer(run, request, receive, events)
-            await (events.end() if answer is None else answer(scope, receive, send))
-        except Disconnected:
-            run.error = "disconnected"
-        except asyncio.CancelledError:
-            run.error = "cancelled"
-            task = asyncio.current_task()
-            if not self.front.admission.cancelled or task is None:
-                raise
-            task.uncancel()
-            await run.fail(Unavailable("the server stopped before the request was done", code="stopped"), events)
-        except RequestError as error:
-            await run.fail(error, events)
-        except Exception:
-            if not events.started:
-                run.error = RequestFailed.kind
-                raise
-            log.exception("a stream failed")
-            await run.fail(RequestFailed("internal error", code="internal_error"), events)
-        finally:
-            run.report()
+        """Answer one request."""
+        front, request, events = self.front, Request(scope, receive), EventStream(send)
+        run = _Run(front, call_of(scope), request, self.operation)
+        await conduct(
+            run,
+            lambda: self._answer(run, request, receive, events),
+            events,
+            front.admission,
+            front.config.request_timeout,
+            (scope, receive, send),
+        )
 
     async def _answer(self, run: _Run, request: Request, receive: Receive, events: EventStream) -> Response | None:
         """The whole answer; None for a stream, which has been written but for its end."""
@@ -146,13 +125,6 @@ class _Run:
                 since_arrival=now - self.call.arrival,
                 since_last=None if choice.last_token is None else now - choice.last_token,
             )
-
-    async def fail(self, error: RequestError, events: EventStream) -> None:
-        """Tell the client: as an event of a stream that has begun, or by raising."""
-        self.error = error.code or error.kind
-        if not events.started:
-            raise error
-        await events.fail(error)
 
     def report(self) -> None:
         """Write the record. A request that was refused before it could run leaves the access log's line only."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from slipstream.api.engine import EngineInfo, EngineStats
+from slipstream.server.families import NAMES, Families
 from slipstream.telemetry.record import GenerationRecord
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -20,18 +21,20 @@ _TTFT = (
     *(160.0, 640.0, 2560.0),
 )
 _PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
-_LATENCY = (
+LATENCY = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0),
     *(1920.0, 7680.0),
 )
 _STEP = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-_CHOICES = (1, 2, 5, 10, 20)
+CHOICES = (1, 2, 5, 10, 20)
+
+SUCCESS = "vllm:request_success"
 
 # name, help. Set from the engine's newest statistics.
 _GAUGES = {
-    "vllm:num_requests_running": "Sequences in the engine's steps.",
-    "vllm:num_requests_waiting": "Sequences that wait for the engine.",
+    "vllm:num_requests_running": "Sequences, or images, in the engine's steps.",
+    "vllm:num_requests_waiting": "Sequences, or images, that wait for the engine.",
     "vllm:kv_cache_usage_perc": "Share of the KV cache in use by live sequences, 0 to 1.",
     "slipstream:ready": "1 while a worker can take requests.",
 }
@@ -51,19 +54,21 @@ _COUNTERS = {
     "slipstream:worker_restarts": ("Workers started again after they died.", None),
 }
 
-_NAMES = ("model_name", "engine")
-
 
 class Metrics:
-    """All metrics of one server, in a registry of their own: empty until the engine is known."""
+    """All metrics of one server, in a registry of their own: empty until the engines are known.
+
+    `families` is for the series of other models: an image model has its own (`image_metrics`).
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
+        self.families = Families(self.registry)
         self._series: _Series | None = None
 
     def describe(self, info: EngineInfo, model: str) -> None:
         """Make the series: their labels and buckets depend on the model."""
-        self._series = _Series(self.registry, info, model)
+        self._series = _Series(self.families, info, model)
 
     def follow(self, stats: EngineStats, *, ready: bool, restarts: int) -> None:
         """Take the engine's newest statistics. The same ones twice count once, and counters survive a worker."""
@@ -93,21 +98,15 @@ class Metrics:
 class _Series:
     """The metrics of one model."""
 
-    def __init__(self, registry: CollectorRegistry, info: EngineInfo, model: str) -> None:
-        disable_created_metrics()
+    def __init__(self, families: Families, info: EngineInfo, model: str) -> None:
         labels = (model, "0")
-        self._gauges = {
-            name: Gauge(name, text, _NAMES, registry=registry).labels(*labels) for name, text in _GAUGES.items()
-        }
-        self._counters = {
-            name: Counter(name, text, _NAMES, registry=registry).labels(*labels)
-            for name, (text, _) in _COUNTERS.items()
-        }
+        self._gauges = {name: families.gauge(name, text).labels(*labels) for name, text in _GAUGES.items()}
+        self._counters = {name: families.counter(name, text).labels(*labels) for name, (text, _) in _COUNTERS.items()}
         self._histograms = {
-            name: Histogram(name, text, _NAMES, registry=registry, buckets=buckets).labels(*labels)
+            name: families.histogram(name, text, buckets).labels(*labels)
             for name, (text, buckets) in _histograms(info.max_model_len).items()
         }
-        success = Counter("vllm:request_success", "Sequences ended.", (*_NAMES, "finished_reason"), registry=registry)
+        success = families.counter(SUCCESS, "Sequences and images ended.", (*NAMES, "finished_reason"))
         self._success = {reason: success.labels(*labels, reason) for reason in ("stop", "length", "abort", "error")}
         facts = {
             "block_size": info.page_size,
@@ -118,7 +117,7 @@ class _Series:
             "gpu_memory_utilization": info.memory_fraction,
             "engine": 0,
         }
-        cache = Gauge("vllm:cache_config_info", "The KV cache's settings.", tuple(facts), registry=registry)
+        cache = families.gauge("vllm:cache_config_info", "The KV cache's settings.", tuple(facts))
         cache.labels(*(str(value) for value in facts.values())).set(1)
         self._seen: EngineStats | None = None
         self._last = EngineStats()
@@ -194,14 +193,14 @@ def _histograms(max_model_len: int) -> Mapping[str, tuple[str, tuple[float, ...]
         "vllm:time_to_first_token_seconds": ("From a request's arrival to a sequence's first token.", _TTFT),
         "vllm:inter_token_latency_seconds": ("Between a sequence's tokens.", _PER_TOKEN),
         "vllm:request_time_per_output_token_seconds": ("A sequence's mean time per token after the first.", _PER_TOKEN),
-        "vllm:e2e_request_latency_seconds": ("From a request's arrival to its end.", _LATENCY),
-        "vllm:request_queue_time_seconds": ("From the engine's taking a sequence to its first step.", _LATENCY),
-        "vllm:request_prefill_time_seconds": ("From a sequence's first step to its first token.", _LATENCY),
-        "vllm:request_inference_time_seconds": ("From a sequence's first step to its last token.", _LATENCY),
-        "vllm:request_decode_time_seconds": ("From a sequence's first token to its last.", _LATENCY),
+        "vllm:e2e_request_latency_seconds": ("From a request's arrival to its end.", LATENCY),
+        "vllm:request_queue_time_seconds": ("From the engine's taking a sequence to its first step.", LATENCY),
+        "vllm:request_prefill_time_seconds": ("From a sequence's first step to its first token.", LATENCY),
+        "vllm:request_inference_time_seconds": ("From a sequence's first step to its last token.", LATENCY),
+        "vllm:request_decode_time_seconds": ("From a sequence's first token to its last.", LATENCY),
         "vllm:request_prompt_tokens": ("Tokens of a prompt.", lengths),
         "vllm:request_generation_tokens": ("Tokens of a reply.", lengths),
-        "vllm:request_params_n": ("A request's n.", _CHOICES),
+        "vllm:request_params_n": ("A request's n.", CHOICES),
         "vllm:request_params_max_tokens": ("A request's max_tokens.", lengths),
         "vllm:iteration_tokens_total": ("Tokens of a step.", _STEP_TOKENS),
         "slipstream:step_seconds": ("Wall time of a step.", _STEP),

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from slipstream.errors import RequestError, RequestFailed, Unauthorized
 from slipstream.server.body import Disconnected
 from slipstream.server.call import new_call
+from slipstream.server.image_files import PATH as FILES
 from slipstream.server.problems import error_response, http_problem
 from slipstream.telemetry.logs import REQUEST_ID
 
@@ -26,9 +27,10 @@ log = logging.getLogger("slipstream.server")
 # Asked for every few seconds by machines.
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
 
-# Open to everybody: probes and scrapers carry no keys, and the page and the API's description hold no secrets.
+# Open to everybody: probes and scrapers carry no keys, the page and the API's description hold no secrets, and the
+# names of image files are secrets themselves.
 _OPEN = frozenset({"/", "/health", "/ready", "/metrics", "/version", "/docs", "/openapi.json", "/favicon.ico"})
-_OPEN_FOLDER = "/static/"
+_OPEN_FOLDERS = ("/static/", FILES)
 
 
 class Envelope:
@@ -156,7 +158,7 @@ class Guard:
 
 def _is_open(scope: Scope) -> bool:
     path: str = scope["path"]
-    return path in _OPEN or path.startswith(_OPEN_FOLDER)
+    return path in _OPEN or path.startswith(_OPEN_FOLDERS)
 
 
 def _digest(key: bytes) -> bytes:

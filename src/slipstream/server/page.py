@@ -10,8 +10,12 @@ from starlette.responses import FileResponse, Response
 
 STATIC = Path(__file__).parent / "static"
 
-POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
-"""What the page may do: load and call this server, run no inline code, and sit in no other page's frame."""
+POLICY = (
+    "default-src 'self'; img-src 'self' blob:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; object-src 'none'"
+)
+"""What the page may do: load and call this server, show pictures that it was sent, run no inline code, and sit in no
+other page's frame."""
 
 _HEADERS = {
     "cache-control": "no-cache",

@@ -20,9 +20,11 @@ from starlette.types import Receive, Scope, Send
 
 from slipstream.api.engine import POOLED, EngineRequest
 from slipstream.api.pooling import PoolingFields, PoolingUsage
-from slipstream.errors import RequestError, RequestFailed, Unavailable
-from slipstream.server.body import Disconnected, read_request
-from slipstream.server.call import Call, call_of, deadline, until_disconnect
+from slipstream.errors import RequestFailed
+from slipstream.server.body import read_request
+from slipstream.server.call import Call, call_of, until_disconnect
+from slipstream.server.conduct import conduct
+from slipstream.server.events import EventStream
 from slipstream.server.front import Front, Task
 from slipstream.telemetry.record import GenerationRecord, Operation
 from slipstream.text.pairs import Pooled
@@ -70,29 +72,16 @@ class Pool(Generic[Wanted]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        run = _Run(self.front, call_of(scope), Request(scope, receive), self.operation)
-        try:
-            async with deadline(self.front.config.request_timeout, run.call):
-                answer = await self._answer(run, receive)
-        except Disconnected:
-            run.error = "disconnected"
-            raise
-        except RequestError as error:
-            run.error = error.code or error.kind
-            raise
-        except asyncio.CancelledError:
-            run.error = "cancelled"
-            task = asyncio.current_task()
-            if not self.front.admission.cancelled or task is None:
-                raise
-            task.uncancel()
-            raise Unavailable("the server stopped before the request was done", code="stopped") from None
-        except Exception:
-            run.error = RequestFailed.kind
-            raise
-        finally:
-            run.report()
-        await answer(scope, receive, send)
+        front = self.front
+        run = _Run(front, call_of(scope), Request(scope, receive), self.operation)
+        await conduct(
+            run,
+            lambda: self._answer(run, receive),
+            EventStream(send),
+            front.admission,
+            front.config.request_timeout,
+            (scope, receive, send),
+        )
 
     async def _answer(self, run: _Run, receive: Receive) -> Response:
         front = self.front

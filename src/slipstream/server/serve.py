@@ -14,7 +14,7 @@ from dataclasses import replace
 import uvicorn
 from starlette.applications import Starlette
 
-from slipstream.cluster.client import EngineClient
+from slipstream.cluster.client import EngineClient, ImageClient
 from slipstream.errors import ConfigError
 from slipstream.server.app import build_app
 from slipstream.server.config import ServerConfig, chat_template
@@ -49,16 +49,17 @@ def tokenizer_for(spec: TokenizerSpec | None, config: ServerConfig) -> Tokenizer
 
 def run(
     config: ServerConfig,
-    client: EngineClient,
+    client: EngineClient | None,
     tokenizer: Tokenizer | None,
     generation: GenerationDefaults,
     *,
+    images: ImageClient | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until a signal ends it; returns after a drain. `on_ready` gets the server's URL when the engine is ready.
+    """Serve until a signal ends it; returns after a drain. `on_ready` gets the server's URL when all engines are ready.
 
     SIGTERM and SIGINT drain: /ready turns 503, new requests get 503, running ones finish within `drain_timeout`. A
-    second signal ends at once. Raises ConfigError if the port is taken, and whatever kept the engine from starting.
+    second signal ends at once. Raises ConfigError if the port is taken, and whatever kept an engine from starting.
     """
     logs.configure(format=config.log_format, level=config.log_level)
     listener = bind(config)
@@ -72,7 +73,7 @@ def run(
         elif on_ready is not None:
             on_ready(url)
 
-    app = build_app(client, tokenizer, generation, config, on_start=on_start)
+    app = build_app(client, tokenizer, generation, config, images=images, on_start=on_start)
     server = Server(
         uvicorn.Config(
             app,
@@ -101,7 +102,7 @@ async def serve(server: Server, app: Starlette, config: ServerConfig, listener: 
     def on_signal() -> None:
         if drains:
             log.warning("a second signal: ending at once")
-            front.admission.cancel_all()
+            front.cancel_all()
             server.should_exit = server.force_exit = True
         else:
             drains.append(asyncio.create_task(drain(server, front, config.drain_timeout)))
@@ -122,12 +123,12 @@ async def serve(server: Server, app: Starlette, config: ServerConfig, listener: 
 
 async def drain(server: Server, front: Front, timeout: float) -> None:
     """Let running requests finish, at most `timeout` seconds, then cancel what is left and end the server."""
-    log.info("draining", extra={"sequences": front.admission.in_flight, "timeout_s": timeout})
-    if not await front.admission.drain(timeout):
-        cancelled = front.admission.cancel_all()
+    log.info("draining", extra={"sequences": sum(one.in_flight for one in front.admissions), "timeout_s": timeout})
+    if not await front.drain(timeout):
+        cancelled = front.cancel_all()
         log.warning("the drain's time is over", extra={"cancelled": cancelled})
         # They write their last event now.
-        await front.admission.drain(_CLOSING)
+        await front.drain(_CLOSING)
     server.should_exit = True
 
 

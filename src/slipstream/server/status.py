@@ -20,18 +20,18 @@ class StatusEndpoints:
         self.front = front
 
     async def health(self, request: Request) -> Response:
-        """200 while the process can serve or will; 503 once its engine is lost for good: restart the process."""
-        failure = self.front.client.failure if self.front.started else None
+        """200 while the process can serve or will; 503 once an engine of it is lost for good: restart the process."""
+        failure = self.front.failure if self.front.started else None
         if failure is not None:
             return JSONResponse({"status": "failed", "reason": failure}, 503)
         return JSONResponse({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
-        """200 when requests should be sent here; 503 while the engine loads or restarts, and during a drain."""
+        """200 when requests should be sent here; 503 while an engine loads or restarts, and during a drain."""
         front = self.front
         if front.ready:
             return JSONResponse({"status": "ready"})
-        state = "draining" if front.admission.draining else "restarting" if front.started else "starting"
+        state = "draining" if front.draining else "restarting" if front.started else "starting"
         return JSONResponse({"status": state}, 503)
 
     async def version(self, request: Request) -> Response:
@@ -44,28 +44,45 @@ class StatusEndpoints:
         return Response(self.front.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     async def models(self, request: Request) -> Response:
-        """The one model served."""
-        return _json(ModelList(data=[self._model()]))
+        """The models served: one that generates text, or vectors, and one that makes images; at least one of them."""
+        return _json(ModelList(data=self._models()))
 
     async def model(self, request: Request) -> Response:
         """The model of that name. Raises NotFound."""
-        model = self._model()
-        self.front.check_model(request.path_params["id"])
-        return _json(model)
+        name = request.path_params["id"]
+        for model in self._models():
+            if model.id == name:
+                return _json(model)
+        raise self.front.unknown_model(name)
 
-    def _model(self) -> Model:
+    def _models(self) -> list[Model]:
         front = self.front
         if not front.started:
             front.check_open()
-        info = front.client.info
-        return Model(
-            id=front.model,
-            created=front.created,
-            root=info.model,
-            max_model_len=info.max_model_len,
-            task=front.task,
-            embedding_size=info.pooling.size if info.pooling is not None and front.task == "embed" else UNSET,
-        )
+        return [*self._language_model(), *self._image_model()]
+
+    def _language_model(self) -> list[Model]:
+        front = self.front
+        if front.text is None:
+            return []
+        info = front.text.info
+        return [
+            Model(
+                id=front.model,
+                created=front.created,
+                root=info.model,
+                max_model_len=info.max_model_len,
+                task=front.task,
+                embedding_size=info.pooling.size if info.pooling is not None and front.task == "embed" else UNSET,
+            )
+        ]
+
+    def _image_model(self) -> list[Model]:
+        images = self.front.images
+        if images is None:
+            return []
+        root = images.client.info.model
+        return [Model(id=images.model, created=self.front.created, root=root, task="image", image=images.limits)]
 
 
 def _json(reply: msgspec.Struct) -> Response:

@@ -1,4 +1,4 @@
-"""The record of one request to the engine, from which its log line, metrics and span are all made."""
+"""The record of one request to an engine, from which its log line, metrics and span are all made."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Operation = Literal["chat", "text_completion", "embeddings", "rerank", "score", "classify"]
+ImageOperation = Literal["image_generation", "image_edit"]
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,40 @@ class GenerationRecord:
     def time_to_first_token(self) -> float | None:
         """From arrival to the first token of any choice; None if there was none."""
         return None if self.first_token is None else self.first_token - self.arrival
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What happened to one request for images. Names that `GenerationRecord` has mean the same here.
+
+    `queue_seconds`, `steps_done` and `finish_reasons` have one entry for each image; `steps` is what was asked for.
+    """
+
+    operation: ImageOperation
+    request_id: str
+    response_id: str
+    model: str
+    arrival: float
+    started_ns: int
+    end: float
+    stream: bool
+    width: int
+    height: int
+    steps: int
+    sampling: dict[str, float | int] = field(default_factory=dict)
+    queue_seconds: tuple[float | None, ...] = ()
+    steps_done: tuple[int, ...] = ()
+    finish_reasons: tuple[str, ...] = ()
+    error: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+    @property
+    def n(self) -> int:
+        """Images asked for."""
+        return len(self.finish_reasons)
+
+    @property
+    def seconds(self) -> float:
+        """From arrival to the end of the last image."""
+        return self.end - self.arrival

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from slipstream.errors import ConfigError
-from slipstream.telemetry.record import GenerationRecord
+from slipstream.telemetry.record import GenerationRecord, ImageRecord
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
@@ -30,7 +30,7 @@ class Tracing:
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("slipstream.server", version)
 
-    def write(self, record: GenerationRecord) -> None:
+    def write(self, record: GenerationRecord | ImageRecord) -> None:
         """Write the span of a request that has ended."""
         from opentelemetry.trace import SpanKind, Status, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -45,7 +45,7 @@ class Tracing:
             context=TraceContextTextMapPropagator().extract(carrier),
             kind=SpanKind.SERVER,
             start_time=record.started_ns,
-            attributes=attributes(record),
+            attributes=image_attributes(record) if isinstance(record, ImageRecord) else attributes(record),
         )
         if record.error is not None:
             span.set_status(Status(StatusCode.ERROR, record.error))
@@ -77,6 +77,34 @@ def attributes(record: GenerationRecord) -> dict[str, Any]:
         "gen_ai.latency.e2e": record.seconds,
         "error.type": record.error,
     }
+    return _given(values)
+
+
+def image_attributes(record: ImageRecord) -> dict[str, Any]:
+    """The same of a request for images. OpenTelemetry has no names for steps and sizes yet: those are our own."""
+    return _given(
+        {
+            "gen_ai.operation.name": record.operation,
+            "gen_ai.provider.name": "slipstream",
+            "gen_ai.output.type": "image",
+            "gen_ai.request.model": record.model,
+            "gen_ai.response.model": record.model,
+            "gen_ai.request.id": record.request_id,
+            "gen_ai.response.id": record.response_id,
+            "gen_ai.request.choice.count": record.n,
+            "gen_ai.request.stream": record.stream,
+            **{f"gen_ai.request.{name}": value for name, value in record.sampling.items()},
+            "gen_ai.response.finish_reasons": record.finish_reasons or None,
+            "gen_ai.latency.e2e": record.seconds,
+            "slipstream.image.width": record.width,
+            "slipstream.image.height": record.height,
+            "slipstream.image.steps": record.steps,
+            "error.type": record.error,
+        }
+    )
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 

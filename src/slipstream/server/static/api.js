@@ -14,6 +14,8 @@ export class ApiError extends Error {
   }
 }
 
+/** Previews of each image: the most that the server sends. */
+const PREVIEWS = 3;
 const PATHS = { chat: "v1/chat/completions", complete: "v1/completions" };
 const EXPLAINED = {
   401: "The server wants an API key. Enter it in the settings.",
@@ -68,12 +70,12 @@ async function failure(response) {
   });
 }
 
-/** The name of the first model that the server lists. */
-export async function modelName({ key, signal }) {
+/** The models that the server lists: each has an id and a task ("image" for one that makes images, which has its limits). */
+export async function models({ key, signal }) {
   const response = await send("v1/models", { headers: headers(key), signal });
   const list = (await response.json()).data ?? [];
   if (!list.length) throw new ApiError("The server lists no model.");
-  return list[0].id;
+  return list;
 }
 
 /** The text of /metrics. */
@@ -94,10 +96,7 @@ export async function* stream(mode, body, { key, signal }) {
     signal,
   });
   let finished = false;
-  for await (const data of events(response.body)) {
-    if (data === "[DONE]") return;
-    const chunk = JSON.parse(data);
-    if (chunk.error) throw new ApiError(chunk.error.message ?? "The server failed.", { code: chunk.error.code ?? null });
+  for await (const chunk of chunks(response)) {
     const choice = chunk.choices?.[0];
     const text = choice ? (mode === "chat" ? choice.delta?.content : choice.text) : null;
     if (text) yield { text };
@@ -108,4 +107,46 @@ export async function* stream(mode, body, { key, signal }) {
     if (chunk.usage) yield { usage: chunk.usage };
   }
   if (!finished) throw new ApiError("The connection ended before the answer did.");
+}
+
+/** Yields the events of a stream, parsed, until its [DONE] or its end. Throws the error that the stream itself tells. */
+async function* chunks(response) {
+  for await (const data of events(response.body)) {
+    if (data === "[DONE]") return;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new ApiError(chunk.error.message ?? "The server failed.", { code: chunk.error.code ?? null });
+    yield chunk;
+  }
+}
+
+/**
+ * Makes images. With `start`, a file, it is what they begin with. Yields the server's events with their `kind`:
+ * "progress", "partial_image" or "completed"; the last two have the image as a `blob`.
+ */
+export async function* makeImages(body, { key, signal, start = null }) {
+  const wanted = { ...body, stream: true, progress: true, partial_images: PREVIEWS };
+  const response = await send(start ? "v1/images/edits" : "v1/images/generations", {
+    method: "POST",
+    headers: headers(key, start ? {} : { "Content-Type": "application/json" }),
+    body: start ? form(wanted, start) : JSON.stringify(wanted),
+    signal,
+  });
+  let missing = body.n ?? 1;
+  for await (const event of chunks(response)) {
+    const kind = event.type.split(".").at(-1);
+    if (kind === "completed") missing -= 1;
+    yield { ...event, kind, blob: event.b64_json ? picture(event) : null };
+  }
+  if (missing > 0) throw new ApiError("The connection ended before the images were done.");
+}
+
+function picture({ b64_json: data, output_format: format }) {
+  return new Blob([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], { type: `image/${format}` });
+}
+
+function form(fields, file) {
+  const data = new FormData();
+  for (const [name, value] of Object.entries(fields)) if (value !== undefined) data.append(name, String(value));
+  data.append("image", file, "image");
+  return data;
 }

@@ -18,6 +18,20 @@ export const FIELDS = [
   { name: "presence_penalty", label: "Presence", group: "Penalties", min: -2, max: 2, step: 0.1 },
 ];
 
+/**
+ * Of images. `sends`: the request's field, where it has another name. Empty fields leave the choice to the server, whose
+ * own values are shown in them.
+ */
+export const IMAGE_FIELDS = [
+  { name: "width", label: "Width", min: 1, max: 65536, integer: true, hint: "Pixels" },
+  { name: "height", label: "Height", min: 1, max: 65536, integer: true, hint: "Pixels" },
+  { name: "steps", label: "Steps", min: 1, max: 10000, integer: true, hint: "More is slower" },
+  { name: "guidance", label: "Guidance", min: 0, max: 100, step: 0.5, hint: "How literally" },
+  { name: "n", label: "Images", min: 1, max: 10, integer: true, hint: "At a time" },
+  { name: "image_seed", sends: "seed", label: "Image seed", min: 0, max: Number.MAX_SAFE_INTEGER, integer: true, hint: "Repeats an image" },
+  { name: "strength", label: "Strength", above: 0, min: 0, max: 1, step: 0.05, hint: "Of an edit" },
+];
+
 /** Checks what was typed: {value} or {error}; an empty field is {} and leaves the choice to the server. */
 export function check(field, raw) {
   const text = raw.trim();
@@ -66,7 +80,7 @@ export class Settings {
     });
     this.key.value = load(API_KEY) ?? "";
     form.append(
-      element("div", { class: "field" }, element("label", { for: "system" }, "System prompt"), this.system),
+      element("div", { class: "field", "data-for": "text" }, element("label", { for: "system" }, "System prompt"), this.system),
       this.#group("Sampling", FIELDS.filter((f) => !f.group), stored),
       this.#group("Penalties", FIELDS.filter((f) => f.group === "Penalties"), stored, "thirds"),
       element("button", { type: "button", class: "quiet", id: "reset", on: { click: () => this.#reset() } }, "Reset to defaults"),
@@ -78,6 +92,9 @@ export class Settings {
         element("p", { class: "hint", id: "api-key-hint" }, "Forgotten when the tab closes."),
       ),
     );
+    this.form = form;
+    this.stored = stored;
+    this.limits = null;
     form.addEventListener("input", () => this.#store());
     form.addEventListener("submit", (event) => event.preventDefault());
   }
@@ -90,11 +107,60 @@ export class Settings {
     return this.system.value.trim();
   }
 
+  /** Adds the fields of images, once, with the model's own values and limits in them (see /v1/models). */
+  offerImages(limits) {
+    if (this.limits) return;
+    this.limits = limits;
+    const [width, height] = limits.size.split("x");
+    const shown = { width, height, steps: limits.steps, guidance: limits.guidance, n: 1, image_seed: "drawn", strength: "default" };
+    const fields = IMAGE_FIELDS.filter((field) => field.name !== "strength" || limits.edits);
+    const group = this.#group("Images", fields, this.stored, "halves", "image");
+    this.negative = element("textarea", { id: "negative", rows: "2", placeholder: "None" });
+    this.negative.value = this.stored.negative ?? "";
+    const negative = element(
+      "div",
+      { class: "field", "data-for": "image" },
+      element("label", { for: "negative" }, "Negative prompt"),
+      this.negative,
+    );
+    this.form.prepend(group, ...(limits.negative_prompt ? [negative] : []));
+    for (const field of fields) this.#inputs.get(field.name).placeholder = shown[field.name];
+  }
+
+  /** Shows the fields of texts ("text") or of images ("image"). */
+  show(kind) {
+    for (const part of this.form.querySelectorAll("[data-for]")) part.hidden = part.dataset.for !== kind;
+  }
+
+  /** What a request for images says: {values, size}, or {error, input}. */
+  readImages() {
+    const { values: read, error, input } = this.#read(IMAGE_FIELDS.filter((field) => this.#inputs.has(field.name)));
+    if (error) return { error, input };
+    const { width, height, image_seed: seed, ...values } = read;
+    const [ownWidth, ownHeight] = this.limits.size.split("x").map(Number);
+    const size = { width: width ?? ownWidth, height: height ?? ownHeight };
+    const asked = width !== undefined || height !== undefined;
+    const negative = this.negative?.isConnected ? this.negative.value.trim() : "";
+    return {
+      size,
+      values: {
+        ...values,
+        ...(seed === undefined ? {} : { seed }),
+        ...(asked ? { size: `${size.width}x${size.height}` } : {}),
+        ...(negative ? { negative_prompt: negative } : {}),
+      },
+    };
+  }
+
   /** The fields of the request's body: {values}, or {error, input} for the first field that is wrong. */
   read() {
+    return this.#read(FIELDS);
+  }
+
+  #read(fields) {
     const values = {};
     let wrong = null;
-    for (const field of FIELDS) {
+    for (const field of fields) {
       const input = this.#inputs.get(field.name);
       const { value, error } = this.#check(field);
       if (error && !wrong) wrong = { error, input };
@@ -104,16 +170,17 @@ export class Settings {
   }
 
   /** Shows the server's complaint at the field it names. False when there is no such field here. */
-  complain(param, message) {
-    const field = FIELDS.find((f) => f.name === param);
+  complain(param, message, fields = FIELDS) {
+    const name = param === "size" ? "width" : param;
+    const field = fields.find((f) => (f.sends ?? f.name) === name && this.#inputs.has(f.name));
     if (field) this.#show(field, message);
     return Boolean(field);
   }
 
-  #group(title, fields, stored, layout = "halves") {
+  #group(title, fields, stored, layout = "halves", kind = "text") {
     return element(
       "fieldset",
-      {},
+      { "data-for": kind },
       element("legend", {}, title),
       element("div", { class: layout }, ...fields.map((field) => this.#field(field, stored))),
     );
@@ -160,7 +227,7 @@ export class Settings {
   }
 
   #store() {
-    const values = { system: this.system.value };
+    const values = { system: this.system.value, negative: this.negative?.value ?? this.stored.negative };
     for (const [name, input] of this.#inputs) values[name] = input.value;
     save(SAMPLING_KEY, JSON.stringify(values));
     save(API_KEY, this.key.value);
@@ -168,7 +235,8 @@ export class Settings {
 
   #reset() {
     this.system.value = "";
-    for (const field of FIELDS) {
+    if (this.negative) this.negative.value = "";
+    for (const field of [...FIELDS, ...IMAGE_FIELDS].filter((one) => this.#inputs.has(one.name))) {
       this.#inputs.get(field.name).value = field.preset ?? "";
       this.#check(field);
     }
