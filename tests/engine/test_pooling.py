@@ -98,7 +98,7 @@ def test_texts_may_be_cut_in_training_and_longer_when_asked() -> None:
     with pytest.raises(ConfigError, match="more than the 64 tokens"):
         longest_text(EngineConfig(max_model_len=65), model)
     small = settings_for(EngineConfig(max_batched_tokens=32), model, 60)
-    assert (small.max_batched_tokens, small.page_size, small.prefix_caching) == (60, 61, False)
+    assert (small.max_batched_tokens, small.prefix_caching) == (60, False)
 
 
 def test_a_language_model_that_pools() -> None:

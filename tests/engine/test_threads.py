@@ -27,7 +27,7 @@ print(library().slipstream_threads() if library() else "none", sum(name == "tf_X
 """
 
 
-@pytest.mark.parametrize("kernels", ["auto", "xla"])
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
 def test_the_pool_that_computes_has_as_many_threads_as_asked_for(kernels: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, "3", kernels],

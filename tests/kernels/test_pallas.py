@@ -36,7 +36,7 @@ class Case:
     """A step of `rows` (length, count), with queries, keys, values and the cache before it, by token."""
 
     step: Step
-    new: tuple[jax.Array, ...]
+    new: tuple[Any, ...]
     held: KVCache
 
     @classmethod
@@ -72,18 +72,25 @@ class Case:
             cache = KVCache(*(jnp.asarray(x, kv_dtype or dtype) for x in held))
         return cls(step, tuple(jnp.asarray(x, dtype) for x in new), cache)
 
+    def latent(self, value: int) -> Case:
+        """With one head of keys, of which the first `value` numbers are the values."""
+        held = jax.tree.map(lambda pages: pages[:, :, :, :1], self.held)
+        q, k, _ = self.new
+        return replace(self, new=(q, k[:, :1], value), held=replace(held, v=None, v_scale=None))
+
     def check(self, attend: Callable[..., tuple[jax.Array, KVCache]], tolerance: float, **limits: Any) -> None:
         """`attend` in a cache by row gives what the reference gives in one by token, and the same cache."""
         asked = (0.3, limits.get("window"), limits.get("soft_cap"), None, None, limits.get("sinks"))
-        expected, before = attend_reference(self.held, jnp.int32(LAYER), *self.new, self.step, *asked)
+        q, k, v = self.new
+        expected, before = attend_reference(self.held, jnp.int32(LAYER), q, k, v, self.step, *asked)
         # What is interpreted is a large program that runs once: optimizing it takes longer than that.
         run = jax.jit(
-            lambda cache, q, k, v: attend(cache, jnp.int32(LAYER), q, k, v, self.step, *asked),
+            lambda cache, q, k, *rest: attend(cache, jnp.int32(LAYER), q, k, *(rest or (v,)), self.step, *asked),
             compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
         )
-        out, after = run(_turned(self.held, "by_row"), *self.new)
+        out, after = run(_turned(self.held, "by_row"), q, k, *(() if isinstance(v, int) else (v,)))
         real = int(self.step.real)
-        assert out.dtype == self.new[0].dtype
+        assert out.dtype == q.dtype
         wide = (np.asarray(x[:real], np.float32) for x in (out, expected))
         np.testing.assert_allclose(*wide, atol=tolerance, rtol=tolerance)
         assert not np.asarray(out[real:], np.float32).any(), "padding must come out as zeros"
@@ -118,9 +125,20 @@ def test_sinks_and_narrow_caches_on_a_gpu(kv_dtype: Any) -> None:
     Case.of(DECODE, 4, 4, 16, 32, kv_dtype=kv_dtype).check(GPU, 4e-6, sinks=SINKS)
 
 
+@pytest.mark.parametrize("kv_dtype", [jnp.int8, jnp.float8_e4m3fn])
+def test_sinks_and_narrow_caches_on_a_tpu(kv_dtype: Any) -> None:
+    Case.of(MIXED[1:], 160, 8, 16, 32, jnp.bfloat16, kv_dtype).check(TPU, 2e-2, sinks=SINKS, window=40)
+
+
+def test_latent_attention_on_a_tpu() -> None:
+    Case.of(MIXED[1:], 160, 8, 16, 32, kv_dtype=jnp.int8).latent(20).check(TPU, 4e-6)
+    Case.of(DECODE, 4, 4, 32, 256, kv_dtype=jnp.float8_e4m3fn).latent(100).check(TPU, 2e-5, sinks=SINKS, soft_cap=3.0)
+
+
 def test_copies_behind_the_computation_race_with_nothing() -> None:
     interpret = pltpu.InterpretParams(detect_races=True)
-    Case.of([(LONG, 1), (7, 3), (LONG, 2)], 8, 5, 16, 16).check(partial(attend_tpu, interpret=interpret), 4e-6)
+    case = Case.of([(LONG, 1), (7, 3), (LONG, 2)], 8, 5, 16, 16, kv_dtype=jnp.int8)
+    case.check(partial(attend_tpu, interpret=interpret), 4e-6)
     assert interpret_pallas_call.races is not None
     assert not interpret_pallas_call.races.races_found
 
@@ -164,9 +182,6 @@ def test_other_caches_are_refused() -> None:
     for attend in (attend_tpu, attend_gpu):
         with pytest.raises(ConfigError, match="by_row, not by_token"):
             attend(case.held, 0, *case.new, case.step, 0.3, None, None, None, None)
-    scaled = KVCache.zeros(1, 2, 16, KV_HEADS, 16, jnp.dtype(jnp.int8), "by_row")
-    with pytest.raises(ConfigError, match="float32 and bfloat16, without sinks"):
-        attend_tpu(scaled, 0, *case.new, case.step, 0.3, None, None, None, None)
 
 
 def test_keys_that_pallas_cannot_count_are_refused() -> None:

@@ -151,9 +151,9 @@ def text_of(vocab_size: int, length: int, seed: int = 0) -> list[int]:
 
 
 def engine_of(checkpoint: Checkpoint, *, pooling: Pooling | None = None, **settings: Any) -> Engine:
-    """A small engine that pools in float32, with XLA's kernels."""
+    """A small engine that pools in float32, with the reference kernels."""
     defaults: dict[str, Any] = {
-        "max_seqs": 4, "max_batched_tokens": 64, "compile_cache": "", "kernels": "xla", "kv_dtype": "float32"
+        "max_seqs": 4, "max_batched_tokens": 64, "compile_cache": "", "kernels": "reference", "kv_dtype": "float32"
     }  # fmt: skip
     given = checkpoint if pooling is None else replace(checkpoint, pooling=pooling)
     return start(given, EngineConfig(**(defaults | settings)))

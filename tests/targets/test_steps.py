@@ -6,14 +6,23 @@ Nothing runs: that the numbers are right is shown elsewhere, by the same code on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 
+from slipstream.checkpoint import RandomSource
 from slipstream.checkpoint.outline import outline
+from slipstream.engine import build
+from slipstream.engine.config import EngineConfig
 from slipstream.engine.memory import Budget, pages_for
+from slipstream.engine.runner import JaxRunner
 from slipstream.engine.target import Outlined
 from slipstream.engine.target_options import TargetOptions
 from slipstream.errors import ConfigError, OutOfMemory
+from slipstream.models.registry import family
+from slipstream.spec.source import Checkpoint, GenerationDefaults
 
 MIB, GIB = 2**20, 2**30
 
@@ -39,7 +48,7 @@ CASES = [
     Case("llama-3.1-8b", "v6e-4", 3.74),
     Case("llama-3.1-70b", "v6e-8", 8.46, scheme="int8"),
     Case("mixtral-8x7b", "v5e-8", 10.9, kv_gib=2.0),
-    # Its compiler copies most of the weights into another layout in every step: docs/targets.md.
+    # Its compiler copies most of the weights into other tiles in every step: docs/targets.md.
     Case("qwen3-32b", "tpu7x-8", 7.63, temporaries=6.6),
     Case("llama-3.1-8b", "h100-1", 14.96, kv_gib=32.0),
     Case("llama-3.1-70b", "h100-8", 16.43, kv_gib=32.0),
@@ -71,6 +80,33 @@ def test_a_prefill_step(target: str) -> None:
     assert pages * outlined.lowering.kv.bytes_per_page <= step.donated < GIB + 4 * MIB
     assert step.temporaries < 256 * MIB
     assert step.collectives.looped.get("all-reduce", 0) == (0 if target == "h100-1" else 2)
+
+
+def test_what_is_compiled_is_what_an_engine_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine on devices that are not there, up to where it would compile its first step."""
+    limits: dict[str, Any] = {"max_seqs": 8, "max_model_len": 512, "max_batched_tokens": 64, "kv_dtype": "int8"}
+    config = {**outline("llama-3.1-8b"), "num_hidden_layers": 2}
+    outlined = Outlined.of(config, TargetOptions(target="v5e-4", scheme="int8", **limits))
+    mesh, found = outlined.lowering.mesh, []
+    assert mesh is not None
+
+    def compiling(runner: JaxRunner, **limits: Any) -> None:
+        found.append(runner)
+        raise InterruptedError
+
+    monkeypatch.setattr(jax, "local_devices", lambda: list(mesh.devices.flat))
+    monkeypatch.setattr(build, "device_limit", lambda *of: outlined.limit)
+    monkeypatch.setattr(build, "_weights", lambda *of: None)
+    monkeypatch.setattr(JaxRunner, "compile", compiling)
+    members = family(config)
+    source = RandomSource(members.plan(members.from_hf(config)))
+    checkpoint = Checkpoint(Path("none"), config, source, None, GenerationDefaults())
+    with pytest.raises(InterruptedError):
+        build.build(checkpoint, EngineConfig(tp=4, quantization="int8", compile_cache="", **limits))
+    [runner] = found
+    assert runner._lowering == outlined.lowering
+    assert (runner._lowering.kernels, runner._lowering.kv.page_size) == ("pallas_tpu", 128)
+    assert (runner.weights, runner.shapes) == (outlined.weights, outlined.shapes)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -11,25 +10,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from slipstream.api.engine import EngineInfo
 from slipstream.checkpoint.fingerprint import fingerprint
 from slipstream.checkpoint.loading import check, load
 from slipstream.checkpoint.progress import Progress, silent
 from slipstream.checkpoint.quantized.rounded import RoundedSource
+from slipstream.engine.blueprint import Blueprint
 from slipstream.engine.config import EngineConfig
+from slipstream.engine.kernels import Chosen, choose_kernels
 from slipstream.engine.loop import Engine
-from slipstream.engine.lowering import Lowering
-from slipstream.engine.memory import KVShape, device_limit, kv_dtype, most_kv_bytes
+from slipstream.engine.memory import device_limit, most_kv_bytes
 from slipstream.engine.origin import compile_facts, packing_facts
 from slipstream.engine.pages import PagePool
 from slipstream.engine.placement import Placement
 from slipstream.engine.replicas import Replicas
 from slipstream.engine.runner import JaxRunner
 from slipstream.engine.scheduler import Scheduler
-from slipstream.engine.shapes import ShapePolicy
 from slipstream.engine.step_cache import StepCache
 from slipstream.engine.weight_cache import WeightCache
 from slipstream.errors import ConfigError
@@ -37,17 +34,13 @@ from slipstream.hardware.allocator import give_back_freed_memory, keep_freed_mem
 from slipstream.kernels.compiles import CompileCounter, store_of
 from slipstream.kernels.native import library
 from slipstream.kernels.packed import any_packed
-from slipstream.kernels.ragged import Kernels
 from slipstream.models.llm.stack import within
 from slipstream.models.registry import Family, ModelConfig, family
 from slipstream.parallel.fit import check_fit
-from slipstream.parallel.mesh import make_mesh, replicas
+from slipstream.parallel.mesh import replicas
 from slipstream.parallel.rules import rules_of
-from slipstream.parallel.spread import heads_of
 from slipstream.quant.rounding import SCHEMES
 from slipstream.spec.source import Checkpoint
-
-logger = logging.getLogger(__name__)
 
 
 def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = silent) -> Engine | Replicas:
@@ -56,7 +49,7 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
     Raises UnsupportedModel, CheckpointError, ConfigError or OutOfMemory, before anything large is read where possible.
     """
     # Before XLA starts, which looking for devices does.
-    library.use_threads(config.cpu_threads, native=config.kernels != "xla")
+    library.use_threads(config.cpu_threads, native=config.kernels in ("auto", "cpu"))
     compiles = CompileCounter()
     members = family(checkpoint.config)
     model: ModelConfig = members.from_hf(checkpoint.config)
@@ -71,7 +64,8 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
         rounded = RoundedSource(checkpoint.source, plan, SCHEMES[config.quantization])
         checkpoint = replace(checkpoint, source=rounded)
     check(plan, checkpoint.source, allowed_unused=members.unread)
-    parts = _Parts(checkpoint, config, members, model, plan, max_len, _native(config, groups))
+    chosen = choose_kernels(config, groups[0][0].platform, config.tp * config.dp)
+    parts = _Parts(checkpoint, config, members, model, plan, max_len, chosen)
     engines = [_engine(parts, devices, compiles, _one_at_a_time(progress)) for devices in groups]
     compiles.mark_ready()
     return engines[0] if len(engines) == 1 else Replicas(engines)
@@ -87,24 +81,16 @@ class _Parts:
     model: ModelConfig
     plan: Any
     max_len: int
-    native: bool
+    chosen: Chosen
 
 
 def _engine(parts: _Parts, devices: Sequence[jax.Device], compiles: CompileCounter, progress: Progress) -> Engine:
     """One replica on its devices."""
-    config, model, device = parts.config, parts.model, devices[0]
-    count = config.tp * config.dp
-    mesh = make_mesh(devices, model.kv_heads) if count > 1 else None
-    rules = rules_of(experts=config.ep, tokens=config.sp)
-    dtype = _dtype(config.dtype, jnp.dtype(jnp.float32 if device.platform == "cpu" else jnp.bfloat16))
-    held = kv_dtype(config.kv_dtype, dtype, device.platform)
-    heads = None if mesh is None else heads_of(mesh, rules)
-    sizes = (model.layers, model.kv_heads, model.head_dim, config.page_size)
-    kv = KVShape(*sizes, held, values=not parts.family.latent, heads=heads)
-    kernels: Kernels = "cpu" if parts.native else "reference"
-    lowering = Lowering(parts.family, model, kv, config.max_seqs, parts.max_len, kernels, mesh)
-    shapes = ShapePolicy(config.max_seqs, config.max_batched_tokens, lowering.pages_per_row)
-    placement = Placement(device, dtype, parts.native, config.cpu_precision, mesh, rules)
+    device = devices[0]
+    blueprint = Blueprint.of(parts.family, parts.model, parts.config, parts.max_len, devices, parts.chosen)
+    lowering, shapes, placement = blueprint.lowering, blueprint.shapes, blueprint.placement
+    kv, count = lowering.kv, parts.config.tp * parts.config.dp
+    config = replace(parts.config, page_size=kv.page_size)
     abstract = placement.abstract(parts.plan, parts.checkpoint.source)
     steps = StepCache(store_of(config.compile_cache, "steps"), compile_facts(devices), devices)
     runner = JaxRunner(lowering, abstract, shapes, steps)
@@ -121,24 +107,23 @@ def _engine(parts: _Parts, devices: Sequence[jax.Device], compiles: CompileCount
             progress=progress,
         )
         compile_seconds = time.monotonic() - started
-        runner.weights = weights.result()
-    runner.warm_up()
+    runner.start(weights.result())
     if device.platform == "cpu":
         give_back_freed_memory()
-    max_len = min(parts.max_len, pages * config.page_size)
+    max_len = min(parts.max_len, pages * kv.page_size)
     info = EngineInfo(
         model=str(parts.checkpoint.path.name),
-        vocab_size=model.vocab_size,
+        vocab_size=parts.model.vocab_size,
         max_model_len=max_len,
         max_seqs=config.max_seqs,
         max_batched_tokens=config.max_batched_tokens,
-        page_size=config.page_size,
+        page_size=kv.page_size,
         num_pages=pages,
         kv_bytes=pages * kv.bytes_per_page,
         weight_bytes=budget.weights,
         temporary_bytes=budget.temporaries,
-        dtype=str(dtype),
-        kv_dtype=str(held),
+        dtype=str(blueprint.dtype),
+        kv_dtype=str(kv.dtype),
         platform=device.platform,
         device=device.device_kind,
         num_devices=len(devices),
@@ -184,30 +169,6 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
             f"made for: lower --max-model-len to {model.max_position} or less"
         )
     return config.max_model_len
-
-
-def _native(config: EngineConfig, groups: Sequence[Sequence[jax.Device]]) -> bool:
-    """Whether the native kernels run. Raises ConfigError where they were asked for and cannot; says so once where they
-    would have been used and are not there, or not for so many devices.
-    """
-    platform, count = groups[0][0].platform, sum(map(len, groups))
-    if config.kernels == "xla" or (config.kernels == "auto" and platform != "cpu"):
-        return False
-    if platform != "cpu":
-        raise ConfigError(f"--kernels cpu needs a CPU, this is a {platform}: use --kernels auto")
-    missing = library.reason()
-    if count > 1:
-        missing = f"the native CPU kernels run on one device, --tp {config.tp} and --dp {config.dp} need {count}"
-    if missing is None:
-        return True
-    if config.kernels == "cpu":
-        raise ConfigError(missing)
-    logger.warning("%s: XLA's own code runs" if count > 1 else "%s", missing)
-    return False
-
-
-def _dtype(name: str, default: np.dtype) -> np.dtype:
-    return default if name == "auto" else jnp.dtype(name)
 
 
 def _one_at_a_time(progress: Progress) -> Progress:

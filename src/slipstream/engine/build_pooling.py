@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from slipstream.api.engine import EngineInfo, PoolingInfo
 from slipstream.checkpoint.loading import check, load
 from slipstream.checkpoint.progress import Progress, silent
 from slipstream.checkpoint.quantized.rounded import RoundedSource
-from slipstream.engine.build import _native, _one_at_a_time
+from slipstream.engine.blueprint import activations
+from slipstream.engine.build import _one_at_a_time
 from slipstream.engine.config import EngineConfig
+from slipstream.engine.kernels import Chosen, choose_kernels
 from slipstream.engine.loop import Engine
-from slipstream.engine.memory import KVShape, device_limit, kv_dtype, most_kv_bytes
+from slipstream.engine.memory import KVShape, device_limit, kv_dtype, most_kv_bytes, row_size
 from slipstream.engine.origin import compile_facts
 from slipstream.engine.pages import PagePool
 from slipstream.engine.placement import Placement
@@ -32,7 +33,6 @@ from slipstream.errors import CheckpointError, ConfigError
 from slipstream.hardware.allocator import give_back_freed_memory, keep_freed_memory
 from slipstream.kernels.compiles import CompileCounter, store_of
 from slipstream.kernels.native import library
-from slipstream.kernels.ragged import Kernels
 from slipstream.models.llm.stack import within
 from slipstream.parallel.fit import check_fit
 from slipstream.parallel.mesh import make_mesh, replicas
@@ -52,7 +52,7 @@ def build_pooling(checkpoint: Checkpoint, config: EngineConfig, progress: Progre
         checkpoint = answering(checkpoint, config.answers)
     model = pooling_model(checkpoint)
     # Before XLA starts, which looking for devices does. An encoder's attention is XLA's own, and worth its threads.
-    library.use_threads(config.cpu_threads, native=model.cached and config.kernels != "xla")
+    library.use_threads(config.cpu_threads, native=model.cached and config.kernels in ("auto", "cpu"))
     compiles = CompileCounter()
     max_tokens = longest_text(config, model)
     config = settings_for(config, model, max_tokens)
@@ -65,7 +65,8 @@ def build_pooling(checkpoint: Checkpoint, config: EngineConfig, progress: Progre
     if config.quantization is not None:
         model = replace(model, source=RoundedSource(model.source, model.plan, SCHEMES[config.quantization]))
     check(model.plan, model.source, allowed_unused=model.unread)
-    parts = _Parts(checkpoint, config, model, max_tokens, _native(config, groups))
+    chosen = choose_kernels(config, groups[0][0].platform, config.tp * config.dp)
+    parts = _Parts(checkpoint, config, model, max_tokens, chosen)
     engines = [_engine(parts, devices, compiles, _one_at_a_time(progress)) for devices in groups]
     compiles.mark_ready()
     return engines[0] if len(engines) == 1 else Replicas(engines)
@@ -79,31 +80,31 @@ class _Parts:
     config: EngineConfig
     model: PoolingModel
     max_tokens: int
-    native: bool
+    chosen: Chosen
 
 
 def _engine(parts: _Parts, devices: Sequence[jax.Device], compiles: CompileCounter, progress: Progress) -> Engine:
     """One replica on its devices."""
-    config, model, device = parts.config, parts.model, devices[0]
+    config, model, chosen, device = parts.config, parts.model, parts.chosen, devices[0]
     count = config.tp * config.dp
     mesh = make_mesh(devices, model.kv_heads) if count > 1 else None
     rules = rules_of(experts=config.ep, tokens=config.sp)
-    default = jnp.float32 if device.platform == "cpu" else jnp.bfloat16
-    dtype = jnp.dtype(default if config.dtype == "auto" else config.dtype)
-    kv = None
+    dtype = activations(config.dtype, device.platform)
+    kv, page_size = None, parts.max_tokens + 1  # A text that is computed whole is a page.
     if model.cached:
         c, held = model.config, kv_dtype(config.kv_dtype, dtype, device.platform)
-        sizes = (c.layers, c.kv_heads, c.head_dim, config.page_size)
+        page_size = chosen.page_size(config, held)
+        sizes = (c.layers, c.kv_heads, row_size(c.head_dim, chosen.kernels, latent=model.latent), page_size)
         heads = None if mesh is None else heads_of(mesh, rules)
         kv = KVShape(*sizes, held, values=not model.latent, heads=heads)
+    config = replace(config, page_size=page_size)
     # To the scheduler a vector is a reply of one token, for which there must be room.
-    pages_each = -(-(parts.max_tokens + 1) // config.page_size)
+    pages_each = -(-(parts.max_tokens + 1) // page_size)
     shapes = ShapePolicy(config.max_seqs, config.max_batched_tokens, pages_each)
-    placement = Placement(device, dtype, parts.native, config.cpu_precision, mesh, rules)
+    placement = Placement(device, dtype, chosen.native, config.cpu_precision, mesh, rules)
     abstract = placement.abstract(model.plan, model.source)
     steps = StepCache(store_of(config.compile_cache, "steps"), compile_facts(devices), devices)
-    kernels: Kernels = "cpu" if placement.native else "reference"
-    runner = PoolingRunner(model, abstract, kv, shapes, kernels, device, mesh, steps)
+    runner = PoolingRunner(model, abstract, kv, shapes, chosen, device, mesh, steps)
     limit = device_limit(device, config.memory_fraction, count)
     started = time.monotonic()
     with ThreadPoolExecutor(1) as pool:  # reading weights and compiling need nothing of each other
@@ -121,14 +122,14 @@ def _engine(parts: _Parts, devices: Sequence[jax.Device], compiles: CompileCount
     runner.warm_up()
     if device.platform == "cpu":
         give_back_freed_memory()
-    longest = min(parts.max_tokens + 1, pages * config.page_size)
+    longest = min(parts.max_tokens + 1, pages * page_size)
     info = EngineInfo(
         model=str(parts.checkpoint.path.name),
         vocab_size=model.config.vocab_size,
         max_model_len=longest - 1,
         max_seqs=config.max_seqs,
         max_batched_tokens=config.max_batched_tokens,
-        page_size=config.page_size,
+        page_size=page_size,
         num_pages=pages,
         kv_bytes=0 if kv is None else pages * kv.bytes_per_page,
         weight_bytes=budget.weights,
@@ -197,8 +198,7 @@ def settings_for(config: EngineConfig, model: PoolingModel, max_tokens: int) -> 
     """The settings for this model. A text that is computed whole must fit a step, and nothing of it can be reused."""
     if not model.whole:
         return config
-    fitting = replace(config, max_batched_tokens=max(config.max_batched_tokens, max_tokens), prefix_caching=False)
-    return fitting if model.cached else replace(fitting, page_size=max_tokens + 1)
+    return replace(config, max_batched_tokens=max(config.max_batched_tokens, max_tokens), prefix_caching=False)
 
 
 def _weights(model: PoolingModel, placement: Placement, progress: Progress) -> Any:

@@ -42,7 +42,7 @@ class EngineConfig:
     max_batched_tokens
         Most tokens in a step: a prefill chunk gets what decoding sequences leave.
     page_size
-        Tokens in a KV page.
+        Tokens in a KV page. None: what suits the kernels: 16, or 64 on a TPU or GPU (128 for an int8 cache on a TPU).
     kv_bytes
         Memory for the KV cache on each device, in bytes (suffixes such as 2GiB work on the command line). None: sized
         from what the compiled step leaves of the memory.
@@ -53,8 +53,9 @@ class EngineConfig:
     policy
         Order of waiting requests: fcfs, or priority (lower numbers first).
     kernels
-        cpu: the native CPU kernels, which run on one device; xla: XLA's own code; auto: cpu on a CPU where they were
-        built.
+        Who computes attention and, on a CPU, products. auto: what the devices' platform has; reference: XLA alone;
+        cpu: the native CPU kernels, which run on one device; pallas_tpu, pallas_gpu: Pallas, which elsewhere is
+        interpreted, slowly, for tests.
     cpu_precision
         How the native kernels round activations to multiply them with quantized weights. exact: 16 bits a number, as
         good as float32; fast: 8 bits, but for the logits.
@@ -83,12 +84,12 @@ class EngineConfig:
     max_seqs: int = 32
     max_model_len: int | None = None
     max_batched_tokens: int = 512
-    page_size: int = 16
+    page_size: int | None = None
     kv_bytes: int | None = None
     memory_fraction: float = 0.9
     prefix_caching: bool = True
     policy: Literal["fcfs", "priority"] = "fcfs"
-    kernels: Literal["auto", "cpu", "xla"] = "auto"
+    kernels: Literal["auto", "reference", "cpu", "pallas_tpu", "pallas_gpu"] = "auto"
     cpu_precision: Literal["exact", "fast"] = "exact"
     cpu_threads: int | None = None
     tp: int = 1
@@ -100,10 +101,10 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work. Raises ConfigError."""
-        for name in ("max_seqs", "max_batched_tokens", "page_size", "tp", "dp"):
+        for name in ("max_seqs", "max_batched_tokens", "tp", "dp"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("max_model_len", "cpu_threads"):
+        for name in ("max_model_len", "page_size", "cpu_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")

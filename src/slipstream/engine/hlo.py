@@ -10,6 +10,8 @@ from typing import NamedTuple
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.$-]+) (?:\([^\n]*\) -> [^\n]* )?\{$")
 _COLLECTIVE = re.compile(rf" ({'|'.join(KINDS)})(?:-start)?\(")
+# How a TPU's compiler writes a reduce-scatter: a fusion of an all-reduce and of the slice of its result that is kept.
+_SCATTERED = re.compile(r" fusion\(.*calls=%?all-reduce-scatter[\w.-]*")
 _DONE = re.compile(r" \S*-(?:done|update)\(")
 _CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.$-]+)")
 _BODY = re.compile(r" while\(.*body=%?([\w.$-]+)")
@@ -34,7 +36,9 @@ def collectives(text: str) -> Collectives:
         for line in bodies.get(name, ()):
             if _DONE.search(line):
                 continue
-            if found := _COLLECTIVE.search(line):
+            if _SCATTERED.search(line):
+                once["reduce-scatter"] += 1
+            elif found := _COLLECTIVE.search(line):
                 once[found[1]] += 1
             elif body := _BODY.search(line):
                 for part in count(body[1]):

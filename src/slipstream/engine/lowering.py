@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from slipstream.api.sampling import TokenSampling
+from slipstream.engine import layouts
 from slipstream.engine.memory import KVShape
 from slipstream.engine.shapes import Shape
 from slipstream.engine.slots import Slots, slot_row
@@ -39,6 +40,8 @@ class Lowering:
     """A model with its limits, and the mesh that it runs on (None: the default device).
 
     `config` is the family's, `max_len` the longest sequence. `kv.heads` must be on `mesh`.
+    `interpreted`: Pallas interprets the kernels. `own_layouts`: weights are kept as the compiler would have them
+    (`engine.layouts`), which needs a mesh.
     """
 
     family: Family
@@ -48,6 +51,8 @@ class Lowering:
     max_len: int
     kernels: Kernels
     mesh: Mesh | None = None
+    interpreted: bool = False
+    own_layouts: bool = False
 
     @property
     def pages_per_row(self) -> int:
@@ -62,10 +67,13 @@ class Lowering:
 
         def function() -> Any:
             out = self._out(lambda everywhere, state: (state.cache, everywhere, everywhere))
-            return jax.jit(make_step(self.family, self.config, shape, self.kernels), donate_argnums=DONATED, **out)
+            step = make_step(self.family, self.config, shape, self.kernels, interpreted=self.interpreted)
+            # What is read of a compiled step goes by the numbers of its arguments.
+            return jax.jit(step, donate_argnums=DONATED, keep_unused=self.own_layouts, **out)
 
         arguments = (weights, state.cache, state.history, state.wishes, flat)
-        return self._lowered("step", function, arguments, shape=[shape.tokens, shape.rows])
+        described, orders = [shape.tokens, shape.rows], layouts.names(weights)
+        return self._lowered("step", function, arguments, shape=described, layouts=orders)
 
     def admit(self) -> Lowered:
         """The function that fills a slot."""
@@ -125,9 +133,10 @@ class Lowering:
         return State(cache, everywhere, jax.tree.map(lambda _: everywhere, state.wishes))  # type: ignore[arg-type]
 
     def _lowered(
-        self, kind: str, function: Callable[[], Any], arguments: tuple[Any, ...], **facts: int | list[int]
+        self, kind: str, function: Callable[[], Any], arguments: tuple[Any, ...], **facts: int | list[int] | list[str]
     ) -> Lowered:
-        own = {"family": self.family.name, "config": repr(self.config), "kernels": self.kernels, "kv": repr(self.kv)}
+        own = {"family": self.family.name, "config": repr(self.config), "kv": repr(self.kv)}
+        own |= {"kernels": self.kernels, "interpreted": str(self.interpreted)}
         limits = {"seqs": self.max_seqs, "length": self.max_len, "mesh": repr(self.mesh)}
         return Lowered(kind, function, arguments, {**own, **limits, **facts})
 

@@ -38,12 +38,23 @@ LAYOUTS: dict[Kernels, Layout] = {
 }
 """The layout that kernels read fastest."""
 
+LATENT_LAYOUTS: dict[Kernels, Layout] = {
+    "reference": "by_token",
+    "cpu": "by_token",
+    "pallas_tpu": "by_row",
+    "pallas_gpu": "by_token",
+}
+"""The same of caches without values."""
 
-def row_size(head_dim: int, kernels: Kernels) -> int:
-    """Numbers that a head takes in the cache: a TPU's rows are of 128 numbers, Triton's of a power of two."""
+
+def row_size(head_dim: int, kernels: Kernels, *, latent: bool = False) -> int:
+    """Numbers that a head takes in the cache: a TPU's rows are of 128 numbers, Triton's of a power of two.
+
+    `latent`: the cache holds keys alone, which no kernel on a GPU reads.
+    """
     if kernels == "pallas_tpu":
         return -(-head_dim // 128) * 128
-    return 1 << (head_dim - 1).bit_length() if kernels == "pallas_gpu" else head_dim
+    return 1 << (head_dim - 1).bit_length() if kernels == "pallas_gpu" and not latent else head_dim
 
 
 @dataclass(frozen=True)
@@ -73,8 +84,9 @@ class KVShape:
     def cache(self, pages: int, kernels: Kernels) -> KVCache:
         """An empty cache in the layout that the kernels read fastest."""
         sixteens = self.page_size % 16 == 0 and self.head_dim % 16 == 0  # a vector of 16 keys, or of 16 elements
-        plain = not self.values or (kernels == "cpu" and not sixteens)
-        layout = "by_token" if plain else LAYOUTS[kernels]
+        layout = (LAYOUTS if self.values else LATENT_LAYOUTS)[kernels]
+        if kernels == "cpu" and not sixteens:
+            layout = "by_token"
         sizes = (self.layers, pages, self.page_size, self.kv_heads, self.head_dim)
         return replace(KVCache.zeros(*sizes, jnp.dtype(self.dtype), layout, values=self.values), heads=self.heads)
 

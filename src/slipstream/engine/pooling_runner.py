@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
 from slipstream.checkpoint.progress import Progress
+from slipstream.engine.kernels import Chosen
 from slipstream.engine.memory import Budget, KVShape, bytes_on_device, pages_for
 from slipstream.engine.pooling import PoolingModel
 from slipstream.engine.pooling_step import DONATED, PoolingRows, make_pooling_step
@@ -22,7 +23,7 @@ from slipstream.engine.shapes import Shape, ShapePolicy
 from slipstream.engine.step_cache import CompiledStep, StepCache
 from slipstream.hardware.host import read_host
 from slipstream.kernels.native.memory import untouched_zeros
-from slipstream.kernels.ragged import Kernels, KVCache
+from slipstream.kernels.ragged import KVCache
 from slipstream.parallel.spread import whole
 
 
@@ -46,7 +47,7 @@ class PoolingRunner:
         weights: Any,
         kv: KVShape | None,
         shapes: ShapePolicy,
-        kernels: Kernels,
+        chosen: Chosen,
         device: jax.Device,
         mesh: Mesh | None,
         step_cache: StepCache,
@@ -55,7 +56,7 @@ class PoolingRunner:
         self.weights = weights
         self.kv = kv
         self.shapes = shapes
-        self.kernels: Kernels = kernels
+        self.chosen = chosen
         self.device = device
         self.mesh = mesh
         self._step_cache = step_cache
@@ -151,7 +152,7 @@ class PoolingRunner:
 
     def _empty_cache(self, pages: int) -> Any:
         empty = self._abstract_cache(pages)
-        if self.kernels == "cpu":
+        if self.chosen.native:
             return untouched_zeros(empty)
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding or self.device), empty)
 
@@ -159,7 +160,7 @@ class PoolingRunner:
         kv, mesh = self.kv, self.mesh
         if kv is None:
             return None
-        cache: KVCache = jax.eval_shape(lambda: kv.cache(pages, self.kernels))
+        cache: KVCache = jax.eval_shape(lambda: kv.cache(pages, self.chosen.kernels))
         if mesh is None:
             return cache
         return jax.tree.map(
@@ -173,7 +174,8 @@ class PoolingRunner:
         flat = PoolingRows.empty(shape, pages_per_row).flat
 
         def function() -> Any:
-            step = make_pooling_step(self.model, shape, pages_per_row, self.kernels)
+            kernels, interpreted = self.chosen
+            step = make_pooling_step(self.model, shape, pages_per_row, kernels, interpreted=interpreted)
             if everywhere is None:
                 return jax.jit(step, donate_argnums=DONATED)
             held = jax.tree.map(lambda leaf: leaf.sharding, cache)
@@ -189,5 +191,5 @@ class PoolingRunner:
             "activation": model.activation,
             "mesh": repr(self.mesh),
         }
-        own = {"kernels": self.kernels, "kv": repr(self.kv), "shape": [shape.tokens, shape.rows]}
+        own = {"kernels": list(self.chosen), "kv": repr(self.kv), "shape": [shape.tokens, shape.rows]}
         return self._step_cache.get("pooling", function, arguments, **facts, **own)

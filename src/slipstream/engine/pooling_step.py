@@ -76,7 +76,7 @@ def _sizes(shape: Shape, pages_per_row: int) -> tuple[int, ...]:
 
 
 def make_pooling_step(
-    model: PoolingModel, shape: Shape, pages_per_row: int, kernels: Kernels
+    model: PoolingModel, shape: Shape, pages_per_row: int, kernels: Kernels, *, interpreted: bool
 ) -> Callable[[Any, KVCache | None, Array], tuple[KVCache | None, Array]]:
     """The step of one shape, to be jitted with the cache donated: the vectors float32 [s, e] of its rows.
 
@@ -85,7 +85,8 @@ def make_pooling_step(
 
     def step(weights: Any, cache: KVCache | None, flat: Array) -> tuple[KVCache | None, Array]:
         rows = PoolingRows.of(flat, shape, pages_per_row)
-        ragged = Step.of(rows.starts, rows.lengths, rows.pages, shape.tokens, kernels=kernels)
+        described = (rows.starts, rows.lengths, rows.pages, shape.tokens)
+        ragged = Step.of(*described, kernels=kernels, interpreted=interpreted)
         second = rows.second[jnp.minimum(ragged.rows, shape.rows - 1)]
         types = (ragged.positions >= second).astype(jnp.int32)
         x, cache = model.states(weights, model.config, rows.tokens, types, ragged, cache)

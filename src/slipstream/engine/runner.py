@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 
 from slipstream.api.engine import TokenLogprobs
 from slipstream.checkpoint.progress import Progress
-from slipstream.engine import request
+from slipstream.engine import layouts, request
 from slipstream.engine.lowering import Lowered, Lowering
 from slipstream.engine.memory import Budget, bytes_on_device, pages_for
 from slipstream.engine.request import StepPlan
@@ -59,7 +60,7 @@ class Dispatched(NamedTuple):
 class JaxRunner:
     """One model on one device, or on one mesh. `compile` makes every shape before the first request; none is after.
 
-    `weights` need not hold data before the first step, only shapes.
+    `weights` are shapes until `start` gets those with data.
     """
 
     def __init__(self, lowering: Lowering, weights: Any, shapes: ShapePolicy, step_cache: StepCache) -> None:
@@ -69,6 +70,7 @@ class JaxRunner:
         self._step_cache = step_cache
         self._steps: dict[Shape, CompiledStep] = {}
         self._admit: CompiledStep | None = None
+        self._empty: CompiledStep | None = None
         self._state: State | None = None
         self._slot_owner: dict[int, tuple[request.Sequence, int]] = {}
         self._special = [False] * lowering.max_seqs  # by slot: whether its sequence `is_special`
@@ -84,12 +86,16 @@ class JaxRunner:
         kv_bytes: int | None,
         progress: Progress,
     ) -> tuple[Budget, int]:
-        """Compile all shapes and allocate the cache; returns the memory budget that sized it, and its pages.
+        """Compile all shapes; returns the memory budget that sizes the cache, and its pages.
 
         `limit`: bytes that may be used on a device. `most_kv_bytes`, `most_pages`, `least_pages`: see `pages_for`. The
         largest shape is compiled first: its temporaries decide how many pages fit.
         """
         shapes, lowering = self.shapes.all(), self._lowering
+        if lowering.own_layouts:  # Decoding reads all weights for few tokens, so its step decides.
+            decode = lowering.step(self.shapes.decode[-1], least_pages, self.weights)
+            read = partial(self._step_cache.read, "layouts", decode.function, decode.arguments, layouts.read_copied)
+            self.weights = layouts.asked(self.weights, read(**decode.facts))
         weight_bytes = sum(map(bytes_on_device, jax.tree.leaves(self.weights)))
 
         def size(temporaries: int) -> tuple[Budget, int]:
@@ -119,12 +125,19 @@ class JaxRunner:
                 self._steps[shape] = compiled
             self._admit = admission.result()
         progress("compile", len(shapes), len(shapes) + 1)
-        self._state = self._compiled(lowering.empty(pages)).call()
+        self._empty = self._compiled(lowering.empty(pages))
         progress("compile", len(shapes) + 1, len(shapes) + 1)
         return budget, pages
 
-    def warm_up(self) -> None:
-        """Run the smallest step once on an empty row: the device's threads and the weights are then in place."""
+    def start(self, weights: Any) -> None:
+        """Take the weights, make the cache, and run the smallest step once on an empty row.
+
+        The device's threads and the weights are then in place. Weights that must be copied into another layout are
+        given up; there is no cache beside them yet.
+        """
+        assert self._empty is not None, "compile() comes first"
+        self.weights = layouts.laid_out(weights, self.weights) if self._lowering.own_layouts else weights
+        self._state = self._empty.call()
         shape = min(self._steps)
         jax.block_until_ready(self._run(shape, self._describe(shape, StepPlan(()))))
 

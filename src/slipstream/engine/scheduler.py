@@ -85,19 +85,21 @@ class Scheduler:
 
         Raises ConfigError if a sequence of `max_model_len` tokens could never run to its end.
         """
-        needed = -(-max_model_len // config.page_size)
+        page_size = config.page_size
+        assert page_size is not None, "whoever builds an engine decides that"
+        needed = -(-max_model_len // page_size)
         for name, limit in {"the KV cache has": pages.num_pages, "a page table has": shapes.max_pages_per_seq}.items():
             if needed > limit:
                 raise ConfigError(
-                    f"max_model_len {max_model_len} needs {needed} pages of {config.page_size} tokens, {name} {limit}: "
-                    f"lower max_model_len to {limit * config.page_size}"
+                    f"max_model_len {max_model_len} needs {needed} pages of {page_size} tokens, {name} {limit}: "
+                    f"lower max_model_len to {limit * page_size}"
                 )
         self.pages = pages
-        self.prefix = PrefixCache(pages, config.page_size) if config.prefix_caching else None
+        self.prefix = PrefixCache(pages, page_size) if config.prefix_caching else None
         self.preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
-        self._page_size = config.page_size
+        self._page_size = page_size
         self._budget = shapes.max_batched_tokens
         self._max_model_len = max_model_len
         self._whole_prompts = whole_prompts

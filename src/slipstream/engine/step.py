@@ -105,7 +105,7 @@ class Sampled:
 
 
 def make_step(
-    family: Family, config: Any, shape: Shape, kernels: Kernels
+    family: Family, config: Any, shape: Shape, kernels: Kernels, *, interpreted: bool = False
 ) -> Callable[[Any, KVCache, Array, Slots, Array], tuple[KVCache, Array, Sampled]]:
     """The step of one shape, a pure function to be jitted with `cache` and `history` donated (`DONATED`).
 
@@ -119,8 +119,9 @@ def make_step(
         slots = replace(wishes, history=history)
         batch = Batch.of(flat, shape.rows, kernels)
         ragged = Step.of(
-            batch.starts, batch.lengths, batch.pages, shape.tokens, decode_only=shape.decode_only, kernels=kernels
-        )
+            batch.starts, batch.lengths, batch.pages, shape.tokens, decode_only=shape.decode_only, kernels=kernels,
+            interpreted=interpreted,
+        )  # fmt: skip
         count = batch.lengths.shape[0]
         token_slot = batch.slots[jnp.minimum(ragged.rows, count - 1)]
         ids = jnp.maximum(history[token_slot, ragged.positions], 0)

@@ -51,7 +51,7 @@ class StepCache:
         """
         if self._store is None:
             return _described(_compile(function, arguments))
-        name = name_of(kind, {"all": self._facts, "own": facts, "arguments": _signature(arguments)})
+        name = self._name(kind, arguments, facts)
         entry = self._store.read(name)
         step = None if entry is None else self._load(entry, name)
         if step is None:
@@ -61,6 +61,28 @@ class StepCache:
             if not xlas_cache_is_on():
                 self._keep(self._store, name, compiled, step)
         return step
+
+    def read(
+        self,
+        kind: str,
+        function: Callable[[], Callable[..., Any]],
+        arguments: tuple[Any, ...],
+        describe: Callable[[jax.stages.Compiled], Any],
+        **facts: Any,
+    ) -> Any:
+        """What `describe` says of the function compiled, a JSON value, from disk if it is there. See `get`."""
+        if self._store is None:
+            return describe(_compile(function, arguments))
+        name = self._name(kind, arguments, facts)
+        entry = self._store.read(name)
+        if entry is not None:
+            return entry.facts["said"]
+        said = describe(_compile(function, arguments))
+        self._store.write(name, {"said": said}, {})
+        return said
+
+    def _name(self, kind: str, arguments: tuple[Any, ...], facts: Mapping[str, Any]) -> str:
+        return name_of(kind, {"all": self._facts, "own": facts, "arguments": _signature(arguments)})
 
     def _load(self, entry: Entry, name: str) -> CompiledStep | None:
         try:

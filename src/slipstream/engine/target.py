@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from slipstream.checkpoint.quantized.rounded import RoundedSource
 from slipstream.checkpoint.random_source import RandomSource
+from slipstream.engine import layouts
+from slipstream.engine.blueprint import Blueprint
+from slipstream.engine.config import EngineConfig
 from slipstream.engine.hlo import Collectives, collectives
+from slipstream.engine.kernels import choose_kernels
 from slipstream.engine.lowering import Lowering
-from slipstream.engine.memory import Budget, KVShape, bytes_on_device, gib, kv_dtype, pages_for, row_size
-from slipstream.engine.placement import Placement
+from slipstream.engine.memory import Budget, bytes_on_device, gib, pages_for
 from slipstream.engine.shapes import Shape, ShapePolicy
 from slipstream.engine.target_options import TargetOptions
 from slipstream.engine.topology import devices_of
 from slipstream.errors import ConfigError, OutOfMemory
 from slipstream.hardware.profile import target_of
-from slipstream.kernels.ragged import Kernels
+from slipstream.models.llm.stack import within
 from slipstream.models.registry import ModelConfig, family
 from slipstream.parallel.fit import check_fit
-from slipstream.parallel.mesh import make_mesh
 from slipstream.parallel.rules import rules_of
-from slipstream.parallel.spread import heads_of
 from slipstream.quant.rounding import SCHEMES
 from slipstream.spec.source import Source
 
@@ -115,32 +115,41 @@ class Outlined:
             raise ConfigError(f"--tp {tp} does not divide the {target.count} devices of {options.target}")
         members = family(config)
         model: ModelConfig = members.from_hf(config)
-        plan, rules = members.plan(model), rules_of(experts=options.ep, tokens=options.sp)
-        check_fit(plan, model.kv_heads, tp, rules)
+        plan = members.plan(model)
+        check_fit(plan, model.kv_heads, tp, rules_of(experts=options.ep, tokens=options.sp))
         length = options.max_model_len or min(model.max_position, DEFAULT_LENGTH)
         if length > model.max_position:
             raise ConfigError(f"--max-model-len {length}: the model was made for {model.max_position} tokens")
+        settings = _settings(options, tp, target.count // tp)
         devices = devices_of(target)
-        mesh = make_mesh(devices[:tp], model.kv_heads)
-        dtype = jnp.dtype(options.dtype)
-        held = kv_dtype(options.kv_dtype, dtype, profile.platform)
-        kernels: Kernels = "reference" if members.latent else profile.kernels
-        size, page = row_size(model.head_dim, kernels), options.page_size or profile.page_size
-        heads = heads_of(mesh, rules)
-        kv = KVShape(model.layers, model.kv_heads, size, page, held, values=not members.latent, heads=heads)
-        lowering = Lowering(members, model, kv, options.max_seqs, length, kernels, mesh)
+        chosen = choose_kernels(settings, profile.platform, target.count)
+        blueprint = Blueprint.of(members, within(model, length), settings, length, devices[:tp], chosen)
         source: Source = RandomSource(plan)  # Only its shapes are asked for.
-        if options.scheme != "none":
-            source = RoundedSource(source, plan, SCHEMES[options.scheme])
-        weights = Placement(devices[0], dtype, False, "exact", mesh, rules).abstract(plan, source)
-        shapes = ShapePolicy(options.max_seqs, options.max_batched_tokens, lowering.pages_per_row)
+        if settings.quantization is not None:
+            source = RoundedSource(source, plan, SCHEMES[settings.quantization])
+        weights = blueprint.placement.abstract(plan, source)
         limit = int(profile.memory_bytes * options.memory_fraction)
-        return cls(lowering, weights, shapes, limit, profile.memory_bytes, profile.name, target.count // tp)
+        return cls(
+            blueprint.lowering, weights, blueprint.shapes, limit, profile.memory_bytes, profile.name, target.count // tp
+        )
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights on a device."""
         return sum(map(bytes_on_device, jax.tree.leaves(self.weights)))
+
+    def settled(self, pages: int) -> tuple[Outlined, StepReport]:
+        """This with weights laid out as an engine keeps them, and its largest decode step, compiled.
+
+        Raises OutOfMemory as `compile` does.
+        """
+        shape = self.shapes.decode[-1]
+        report, compiled = self._compiled(shape, pages)
+        wanted = layouts.read_copied(compiled) if self.lowering.own_layouts else {}
+        if not wanted:
+            return self, report
+        settled = replace(self, weights=layouts.asked(self.weights, wanted))
+        return settled, settled.compile(shape, pages)
 
     def compile(self, shape: Shape, pages: int) -> StepReport:
         """Compile the step of a shape, with a cache of so many pages.
@@ -148,6 +157,9 @@ class Outlined:
         Raises OutOfMemory where the compiler does. Those of TPUs refuse what a device cannot hold; of others the needs
         of the compiled step are added up.
         """
+        return self._compiled(shape, pages)[0]
+
+    def _compiled(self, shape: Shape, pages: int) -> tuple[StepReport, jax.stages.Compiled]:
         started = time.monotonic()
         lowered = self.lowering.step(shape, pages, self.weights)
         try:
@@ -162,7 +174,7 @@ class Outlined:
         needed = memory.argument_size_in_bytes + own + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
         if needed > self.memory:
             raise self._too_large(shape, pages, f"The step needs {gib(needed)}, the device has {gib(self.memory)}")
-        return StepReport(
+        report = StepReport(
             shape.tokens,
             shape.rows,
             memory.argument_size_in_bytes,
@@ -172,6 +184,7 @@ class Outlined:
             collectives(compiled.as_text()),
             seconds,
         )
+        return report, compiled
 
     def _too_large(self, shape: Shape, pages: int, why: str) -> OutOfMemory:
         kv = pages * self.lowering.kv.bytes_per_page
@@ -181,14 +194,33 @@ class Outlined:
         )
 
 
+def _settings(options: TargetOptions, tp: int, dp: int) -> EngineConfig:
+    """Those of the engine that is compiled for."""
+    return EngineConfig(
+        dtype=options.dtype,
+        quantization=None if options.scheme == "none" else options.scheme,
+        kv_dtype=options.kv_dtype,
+        max_seqs=options.max_seqs,
+        max_model_len=options.max_model_len,
+        max_batched_tokens=options.max_batched_tokens,
+        page_size=options.page_size,
+        kernels=options.kernels,
+        tp=tp,
+        dp=dp,
+        ep=options.ep,
+        sp=options.sp,
+    )
+
+
 _ADVICE = "take more devices (--target, --tp), --scheme int8, or lower --max-seqs, --max-model-len or --kv-bytes"
 
 
 def compile_for_target(config: Mapping[str, Any], options: TargetOptions) -> TargetReport:
     """Compile an engine's largest prefill and decode steps for a target.
 
-    The prefill step is compiled first, with room for one sequence: what it needs decides how many pages there are, and
-    the decode step is compiled with all of them. Raises ConfigError or OutOfMemory.
+    The layouts of weights are found first. Then the prefill step is compiled with room for one sequence: what it needs
+    decides how many pages there are, and the decode step is compiled with all of them. Raises ConfigError or
+    OutOfMemory.
     """
     outlined = Outlined.of(config, options)
     lowering, weights = outlined.lowering, outlined.weight_bytes
@@ -199,6 +231,8 @@ def compile_for_target(config: Mapping[str, Any], options: TargetOptions) -> Tar
             f"{lowering.max_len} tokens are more than the {gib(outlined.limit)} that a {outlined.device} may use: "
             f"{_ADVICE}"
         )
+    if lowering.own_layouts:
+        outlined, _ = outlined.settled(each)
     prefill = outlined.compile(outlined.shapes.mixed[-1], each)
     budget = Budget(outlined.limit, weights, prefill.temporaries + prefill.code)
     wanted = options.max_seqs * each

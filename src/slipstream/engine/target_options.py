@@ -22,6 +22,8 @@ class TargetOptions:
         Type of weights that are not quantized, and of activations.
     kv_dtype
         Type of the KV cache; auto: the same as dtype; int8 and fp8 as for an engine.
+    kernels
+        Who computes attention, as for an engine; auto: what the target's platform has.
     tp
         Devices that one replica of the model is sharded over. None: all of the target.
     ep
@@ -35,7 +37,7 @@ class TargetOptions:
     max_batched_tokens
         Most tokens in a step.
     page_size
-        Tokens in a KV page. None: what suits the target.
+        Tokens in a KV page. None: what suits the kernels.
     kv_bytes
         Memory for the KV cache on each device. None: for max_seqs sequences of max_model_len tokens, or what is left.
     memory_fraction
@@ -46,6 +48,7 @@ class TargetOptions:
     scheme: SchemeName = "none"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     kv_dtype: Literal["auto", "bfloat16", "float32", "int8", "fp8"] = "auto"
+    kernels: Literal["auto", "reference", "pallas_tpu", "pallas_gpu"] = "auto"
     tp: int | None = None
     ep: bool = False
     sp: bool = False

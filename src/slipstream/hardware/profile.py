@@ -40,8 +40,7 @@ class Profile:
     """One kind of device. Bytes, bytes a second, and operations a second, of one device.
 
     `bandwidth`: of its memory; `link_bandwidth`: to the other devices, over all links together, one direction.
-    `kernels` and `page_size`: what an engine uses there. `topologies`: by number of devices. `gpu`: None for TPUs,
-    which their compiler knows.
+    `topologies`: by number of devices. `gpu`: None for TPUs, which their compiler knows.
     """
 
     name: str
@@ -51,8 +50,6 @@ class Profile:
     link_bandwidth: float
     bf16_flops: float
     int8_ops: float
-    kernels: Literal["pallas_tpu", "pallas_gpu"]
-    page_size: int
     topologies: Mapping[int, Topology]
     gpu: Gpu | None = None
 

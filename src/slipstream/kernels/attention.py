@@ -188,16 +188,16 @@ def _mix(weights: Array, values: Array) -> Array:
     return lax.cond(jnp.all(finite), mix, apart, weights, values)
 
 
-def _pallas_tpu(*arguments: Any) -> tuple[Array, KVCache]:
+def _pallas_tpu(cache: KVCache, layer: Array | int, q: Array, k: Array, v: Array | int, step: Step, *rest: Any) -> Any:
     from slipstream.kernels.pallas.tpu import attend_tpu  # Pallas takes long to import, and most never need it.
 
-    return attend_tpu(*arguments)
+    return attend_tpu(cache, layer, q, k, v, step, *rest, interpret=step.interpreted)
 
 
-def _pallas_gpu(*arguments: Any) -> tuple[Array, KVCache]:
+def _pallas_gpu(cache: KVCache, layer: Array | int, q: Array, k: Array, v: Array | int, step: Step, *rest: Any) -> Any:
     from slipstream.kernels.pallas.gpu import attend_gpu
 
-    return attend_gpu(*arguments)
+    return attend_gpu(cache, layer, q, k, v, step, *rest, interpret=step.interpreted)
 
 
 Implementation = Callable[..., tuple[Array, KVCache]]
@@ -207,5 +207,5 @@ IMPLEMENTATIONS: dict[Kernels, Implementation] = {
     "pallas_tpu": _pallas_tpu,
     "pallas_gpu": _pallas_gpu,
 }
-# There are no kernels for keys that hold their values: whatever multiplies, such attention is XLA's.
-LATENT: dict[Kernels, Implementation] = dict.fromkeys(IMPLEMENTATIONS, attend_reference)
+LATENT: dict[Kernels, Implementation] = {**dict.fromkeys(IMPLEMENTATIONS, attend_reference), "pallas_tpu": _pallas_tpu}
+"""Where keys hold their values. Most kernels do not know that: such attention is XLA's, whatever multiplies."""

@@ -27,10 +27,10 @@ class KVCache:
     `layout` by_token: `k` and `v` are [l, P, b, k, h]. by_row: [l, P, k, b, h], so that a head's keys are the rows of a
     matrix; the Pallas kernels read that. by_head: `k` is [l, P, k, h, b] and `v` [l, P, k, b, h], so that a vector
     register holds one element of neighbouring keys; only the native CPU kernels read that.
-    `v` is None where a value is the first part of its key (latent attention); that is by_token.
+    `v` is None where a value is the first part of its key (latent attention).
     `heads`: where its heads lie, None on one device.
     A cache of int8 has a float32 scale for each token and KV head: `k_scale` and `v_scale`, [l, P, b, k] by_token and
-    [l, P, k, b] by_head; a number q stands for q * scale. Others have None.
+    [l, P, k, b] otherwise; a number q stands for q * scale. Others have None.
     """
 
     k: Array
@@ -94,7 +94,8 @@ class Step:
     `real` i32[]: how many of the packed tokens are real; they come first.
     `decode_only`: a promise that the first `real` rows have one token each and the others none, so that kernels leave
     out what chunks need; there are as many tokens as rows.
-    `kernels`: the implementation that the engine was configured for.
+    `kernels`: the implementation that the engine was configured for; `interpreted`: Pallas interprets
+    it, on any device.
     """
 
     starts: Array
@@ -105,6 +106,7 @@ class Step:
     real: Array
     decode_only: bool = field(default=False, metadata={"static": True})
     kernels: Kernels = field(default="reference", metadata={"static": True})
+    interpreted: bool = field(default=False, metadata={"static": True})
 
     @classmethod
     def of(
@@ -116,6 +118,7 @@ class Step:
         *,
         decode_only: bool = False,
         kernels: Kernels = "reference",
+        interpreted: bool = False,
     ) -> Step:
         """Derive rows and positions of `tokens` packed tokens from the ragged description."""
         index = np.arange(tokens, dtype=np.int32)
@@ -136,6 +139,7 @@ class Step:
             real=starts[-1],
             decode_only=decode_only,
             kernels=kernels,
+            interpreted=interpreted,
         )
 
     @classmethod

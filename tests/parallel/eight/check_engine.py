@@ -29,10 +29,10 @@ def checkpoint(name: str = "llama") -> Checkpoint:
     return Checkpoint(Path("tiny"), config, source, None, GenerationDefaults())
 
 
-def replies(**asked: Any) -> tuple[dict[str, list[int]], Any]:
+def replies(name: str = "llama", **asked: Any) -> tuple[dict[str, list[int]], Any]:
     limits = {"max_seqs": 1, "max_batched_tokens": 4, "max_model_len": 32, "kv_dtype": "float32"}
-    settings = {**limits, "kernels": "xla", "compile_cache": "", "weight_cache": "", **asked}
-    engine = build(checkpoint(), EngineConfig(**settings))
+    settings = {**limits, "kernels": "reference", "compile_cache": "", "weight_cache": "", **asked}
+    engine = build(checkpoint(name), EngineConfig(**settings))
     for i, prompt in enumerate(PROMPTS):
         # One is drawn, the others are greedy.
         sampling = TokenSampling(max_tokens=9, temperature=0.8 if i == 1 else 0.0, seed=7)
@@ -54,6 +54,27 @@ def test_replicas_of_sharded_models_reply_as_one_device_does() -> None:
     assert together == alone
     assert (one.num_devices, info.num_devices, info.max_seqs) == (1, 4, 2 * one.max_seqs)
     assert info.kv_bytes * 2 == one.kv_bytes  # Of a device: half the heads of as many pages.
+
+
+@pytest.mark.parametrize(
+    ("name", "kv_dtype", "asked"),
+    [
+        ("llama", "float32", {"kernels": "pallas_tpu", "tp": 2}),
+        ("llama", "float32", {"kernels": "pallas_gpu"}),
+        ("deepseek_v3", "int8", {"kernels": "pallas_tpu", "tp": 2}),
+    ],
+)
+def test_interpreted_kernels_reply_as_the_reference_does(name: str, kv_dtype: str, asked: dict[str, Any]) -> None:
+    expected, plain = replies(name, kv_dtype=kv_dtype)
+    found, info = replies(name, kv_dtype=kv_dtype, **asked)
+    assert found == expected
+    assert (plain.page_size, info.page_size) == (16, 128 if kv_dtype == "int8" else 64)
+
+
+def test_weights_laid_out_as_the_compiler_would_have_them_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What engines do on a TPU."""
+    monkeypatch.setattr("slipstream.engine.blueprint._OWN_LAYOUTS", ("cpu",))
+    assert replies(tp=2)[0] == replies()[0]
 
 
 def test_more_devices_than_there_are() -> None:

@@ -35,7 +35,7 @@ def attend_gpu(
     layer: Array | int,
     q: Array,
     k: Array,
-    v: Array,
+    v: Array | int,
     step: Step,
     scale: float,
     window: int | None,
@@ -51,6 +51,7 @@ def attend_gpu(
     A cache's numbers of 16 or 32 bits are multiplied in that type, with queries and their shares rounded to it; those
     of 8 bits are widened to the type of the queries. `interpret` runs the kernel on any device, for tests.
     """
+    assert not isinstance(v, int), "values lie beside keys"
     run = partial(_call, interpret=interpret)
     return attend_blocks(
         _write, run, CHUNK_BLOCK, lambda _: CONTEXT_BLOCK, cache, layer, q, k, v, step, scale, window, soft_cap, angles,
@@ -58,7 +59,7 @@ def attend_gpu(
     )  # fmt: skip
 
 
-def _write(cache: KVCache, layer: Array, k: Array, v: Array, step: Step) -> KVCache:
+def _write(cache: KVCache, layer: Array, k: Array, v: Array | None, step: Step) -> KVCache:
     """XLA's scatter, which a GPU does in place."""
     return cache_write.write(cache, layer[0], k, v, step)
 

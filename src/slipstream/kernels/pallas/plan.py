@@ -15,6 +15,7 @@ from slipstream.kernels.ragged import KVCache, Step
 from slipstream.kernels.rotary import Angles, rotate
 
 MASKED = -1e30  # below every real score, yet finite: a fully masked row must not make NaNs
+LANES = 128  # numbers in a row of a TPU's registers
 
 
 class BlockPlan(NamedTuple):
@@ -34,7 +35,11 @@ class BlockPlan(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What stays the same for all blocks of one call. `precision`: products of float32 are exact float32."""
+    """What stays the same for all blocks of one call.
+
+    `group`: query heads of a key/value head. `context`: keys of a context block. `width`: pages of a page table.
+    `value`: numbers of a value, which in a cache without values are the first ones of its key.
+    """
 
     scale: float
     window: int | None
@@ -43,13 +48,15 @@ class Problem(NamedTuple):
     context: int
     page_size: int
     width: int
+    value: int
 
 
 Attend = Callable[[KVCache, Array, Array, BlockPlan, Array, Problem, Array | None], Array]
-"""`(cache, layer i32[1], q [j, k, r * g, h], plan, flat page tables i32[s * p], problem, sinks)` -> results like q.
+"""`(cache, layer i32[1], q [j, k, r * g, h], plan, flat page tables i32[s * p], problem, sinks float32 [k, r * g])` ->
+results [j, k, r * g, `problem.value`]."""
 
-`sinks` f32[k, r * g] are those of a block's rows, or None.
-"""
+Write = Callable[[KVCache, Array, Array, Array | None, Step], KVCache]
+"""`(cache, layer i32[1], k [t, k, h], v, step)` -> the cache with them; `v` is None where it has no values."""
 
 
 def plan_of(blocks: QueryBlocks, step: Step, tokens: int, window: int | None, context: int) -> BlockPlan:
@@ -66,10 +73,6 @@ def plan_of(blocks: QueryBlocks, step: Step, tokens: int, window: int | None, co
     return BlockPlan(blocks.rows.astype(jnp.int32), firsts, counts, begins, ends, follows)
 
 
-Write = Callable[[KVCache, Array, Array, Array, Step], KVCache]
-"""`(cache, layer i32[1], k [t, k, h], v, step)` -> the cache with them."""
-
-
 def attend_blocks(
     write: Write,
     run: Attend,
@@ -79,7 +82,7 @@ def attend_blocks(
     layer: Array | int,
     q: Array,
     k: Array,
-    v: Array,
+    v: Array | int,
     step: Step,
     scale: float,
     window: int | None,
@@ -90,9 +93,9 @@ def attend_blocks(
 ) -> tuple[Array, KVCache]:
     """`kernels.attention.attend` with `run` for blocks of one query, and then for those of `chunk` queries.
 
-    The cache may have longer heads than the model, filled up with zeros. What is not finite in a sequence may reach
-    earlier queries of that sequence, as it does not in the reference; it reaches no other sequence.
-    Raises ConfigError for a cache that the kernels do not read.
+    A context block has `context(cache)` keys. The cache may have longer heads than the model, filled up with zeros.
+    What is not finite in a sequence may reach earlier queries of that sequence, as it does not in the reference; it
+    reaches no other sequence. Raises ConfigError for a cache that is not laid out by_row.
     """
     if cache.layout != "by_row":
         raise ConfigError(f"Pallas attention reads caches laid out by_row, not {cache.layout}")
@@ -101,26 +104,29 @@ def attend_blocks(
     if angles is not None:
         q, k = rotate(q, angles), rotate(k, angles)
     tokens, heads, own = q.shape
-    size = cache.k.shape[-1]
-    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, size - own))) for x in (q, k, v))
+    kv_heads, size = cache.k.shape[2], cache.k.shape[-1]
+
+    def filled(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, 0), (0, size - own)))
+
     layer = jnp.asarray(layer, jnp.int32).reshape(1)
-    cache = write(cache, layer, k, v, step)
-    kv_heads = cache.k.shape[2]
+    cache = write(cache, layer, filled(k), None if isinstance(v, int) else filled(v), step)
     group = heads // kv_heads
-    problem = Problem(scale, window, soft_cap, group, context(cache), cache.page_size, step.pages.shape[1])
+    wanted = v if isinstance(v, int) else own
+    value = min(size, -(-wanted // LANES) * LANES) if isinstance(v, int) else size
+    problem = Problem(scale, window, soft_cap, group, context(cache), cache.page_size, step.pages.shape[1], value)
+    queries = filled(q)
     passes = [decode_blocks(step, tokens)]
     if not step.decode_only:
         passes.append(chunk_blocks(step, tokens, chunk))
-    out = jnp.zeros_like(q)
+    out = jnp.zeros((tokens, heads, value), q.dtype)
     for blocks in passes:
         plan = plan_of(blocks, step, tokens, window, problem.context)
         count, each = blocks.tokens.shape
-        taken = q[jnp.minimum(blocks.tokens, tokens - 1)].reshape(count, each, kv_heads, group, size)
+        taken = queries[jnp.minimum(blocks.tokens, tokens - 1)].reshape(count, each, kv_heads, group, size)
         taken = taken.swapaxes(1, 2).reshape(count, kv_heads, each * group, size)
-        own_sinks = None
-        if sinks is not None:
-            own_sinks = jnp.tile(sinks.astype(jnp.float32).reshape(kv_heads, group), (1, each))
-        mixed = run(cache, layer, taken, plan, step.pages.reshape(-1), problem, own_sinks)
-        mixed = mixed.reshape(count, kv_heads, each, group, size).swapaxes(1, 2).reshape(count, each, heads, size)
+        of_rows = None if sinks is None else jnp.tile(sinks.astype(jnp.float32).reshape(kv_heads, group), (1, each))
+        mixed = run(cache, layer, taken, plan, step.pages.reshape(-1), problem, of_rows)
+        mixed = mixed.reshape(count, kv_heads, each, group, value).swapaxes(1, 2).reshape(count, each, heads, value)
         out = out.at[blocks.tokens].set(mixed, mode="drop")
-    return out[..., :own], cache
+    return out[..., :wanted], cache

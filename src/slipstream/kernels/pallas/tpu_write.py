@@ -1,12 +1,14 @@
 """Keys and values of a step into their pages on a TPU, where they lie.
 
 XLA's scatter turns the whole cache into another layout and back. This reads and writes the tiles that hold the step's
-tokens, and nothing else: a tile is TILE tokens of all heads, the least that a TPU copies. Pallas fetches the next tile
-while one is filled.
+tokens, and nothing else: a tile is as many tokens of all heads as a TPU copies at least. Pallas fetches the next tile
+while one is filled. Scales go the same way, a page at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +17,11 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from slipstream.kernels.cache_write import quantize, within
 from slipstream.kernels.ragged import KVCache, Step
 
-TILE = 16  # rows of a tile of bfloat16; two tiles of float32
+TILES = {1: 32, 2: 16, 4: 16}
+"""Tokens of a tile by bytes of a number: rows of a tile of that type, two tiles of float32."""
 
 
 class Tiles(NamedTuple):
@@ -53,64 +57,77 @@ def tiles_of(step: Step, tokens: int, page_size: int, tile: int) -> Tiles:
 
 
 def write_tpu(
-    cache: KVCache, layer: Array, k: Array, v: Array, step: Step, *, interpret: Any = False
-) -> tuple[Array, Array]:
-    """Store k, v: [t, k, h] at their tokens' places; the new arrays of the cache. `layer` is i32[1]."""
-    tokens = k.shape[0]
-    _, _, kv_heads, page_size, size = cache.k.shape
-    tile = page_size if page_size % TILE else TILE
+    cache: KVCache, layer: Array, k: Array, v: Array | None, step: Step, *, interpret: Any = False
+) -> KVCache:
+    """The cache with k, v: [t, k, h] at their tokens' places. `layer` is i32[1], `v` None where there are no values."""
+    pages, page_size, given = cache.k, cache.page_size, [x for x in (k, v) if x is not None]
+    least = TILES[pages.dtype.itemsize]
+    tile = page_size if page_size % least else least
+    if cache.k_scale is None:
+        numbers = [within(x, pages.dtype).astype(pages.dtype) for x in given]
+    else:
+        pairs = [quantize(x) for x in given]
+        numbers = [pair[0] for pair in pairs]
+        held = [x for x in (cache.k_scale, cache.v_scale) if x is not None]
+        scales = _put(held, [pair[1] for pair in pairs], layer, step, page_size, interpret)
+        cache = replace(cache, k_scale=scales[0], v_scale=scales[1] if len(scales) > 1 else None)
+    new = _put([x for x in (cache.k, cache.v) if x is not None], numbers, layer, step, tile, interpret)
+    return replace(cache, k=new[0], v=new[1] if len(new) > 1 else None)
+
+
+def _put(
+    held: Sequence[Array], new: Sequence[Array], layer: Array, step: Step, tile: int, interpret: Any
+) -> Sequence[Array]:
+    """Arrays of a cache, [l, P, k, b, h] or scales [l, P, k, b], with `new` [t, k, h] or [t, k] in their places."""
+    tokens, (kv_heads, page_size, *head) = new[0].shape[0], held[0].shape[2:]
     tiles = tiles_of(step, tokens, page_size, tile)
-    count = tiles.pages.shape[0]
-    held = tiles.tokens < tokens
-    first = jnp.argmax(held, axis=1).astype(jnp.int32)
-    end = first + jnp.sum(held, axis=1, dtype=jnp.int32)
-
-    def arranged(x: Array) -> Array:
-        return x.astype(cache.k.dtype)[jnp.minimum(tiles.tokens, tokens - 1)].swapaxes(1, 2)
-
-    new = pl.BlockSpec((1, kv_heads, tile, size), lambda i, *_: (i, 0, 0, 0))
+    filled = tiles.tokens < tokens
+    first = jnp.argmax(filled, axis=1).astype(jnp.int32)
+    end = first + jnp.sum(filled, axis=1, dtype=jnp.int32)
+    arranged = [x[jnp.minimum(tiles.tokens, tokens - 1)].swapaxes(1, 2) for x in new]
+    rest = (0,) * len(head)
+    own = pl.BlockSpec((1, kv_heads, tile, *head), lambda i, *_: (i, 0, 0, *rest))
     place = pl.BlockSpec(
-        (1, 1, kv_heads, tile, size), lambda i, layer, pages, places, *_: (layer[0], pages[i], 0, places[i], 0)
+        (1, 1, kv_heads, tile, *head), lambda i, layer, pages, places, *_: (layer[0], pages[i], 0, places[i], *rest)
     )
-    scalars = (layer, tiles.pages, tiles.places, tiles.real, first, end)
+    scalars, count = (layer, tiles.pages, tiles.places, tiles.real, first, end), len(held)
     call = pl.pallas_call(
         _kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(scalars), grid=(count,), in_specs=[new, new, place, place], out_specs=[place, place]
+            num_scalar_prefetch=len(scalars),
+            grid=(tiles.pages.shape[0],),
+            in_specs=[(own,) * count, (place,) * count],
+            out_specs=[place] * count,
         ),
-        out_shape=[jax.ShapeDtypeStruct(cache.k.shape, cache.k.dtype)] * 2,
-        input_output_aliases={len(scalars) + 2: 0, len(scalars) + 3: 1},
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in held],
+        input_output_aliases={len(scalars) + count + i: i for i in range(count)},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         interpret=interpret,
         name="slipstream_cache_write",
     )
-    new_k, new_v = call(*scalars, arranged(k), arranged(v), cache.k, cache.v)
-    return new_k, new_v
+    results: list[Array] = call(*scalars, tuple(arranged), tuple(held))
+    return results
 
 
 def _kernel(
-    layer: Any,
-    pages: Any,
-    places: Any,
-    real: Any,
-    first: Any,
-    end: Any,
-    new_k: Any,
-    new_v: Any,
-    old_k: Any,
-    old_v: Any,
-    k: Any,
-    v: Any,
+    layer: Any, pages: Any, places: Any, real: Any, first: Any, end: Any, new: Any, old: Any, *out: Any
 ) -> None:
     """One tile. A grid step past the real ones has the tile of the one before it, which it leaves alone."""
     i = pl.program_id(0)
 
     @pl.when((i == 0) | (i < real[0]))
     def _() -> None:
-        at = lax.broadcasted_iota(jnp.int32, new_k.shape[2:], 0)
-        own = (at >= first[i]) & (at < end[i])
-        for new, old, out in ((new_k, old_k, k), (new_v, old_v, v)):
-            for head in range(new.shape[1]):
-                # v5e selects 32-bit numbers only.
-                wide = jnp.where(own, new[0, head].astype(jnp.float32), old[0, 0, head].astype(jnp.float32))
-                out[0, 0, head] = wide.astype(out.dtype)
+        for given, before, after in zip(new, old, out, strict=True):
+            if len(given.shape) == 3:  # scales, whose tokens lie along the rows
+                after[0, 0] = _merged(given[0], before[0, 0], 1, first[i], end[i])
+                continue
+            for head in range(given.shape[1]):
+                after[0, 0, head] = _merged(given[0, head], before[0, 0, head], 0, first[i], end[i])
+
+
+def _merged(new: Array, old: Array, axis: int, first: Array, end: Array) -> Array:
+    """`old` with what is `new` from `first` to before `end` along an axis. v5e selects 32-bit numbers only."""
+    at = lax.broadcasted_iota(jnp.int32, new.shape, axis)
+    wide = jnp.int32 if jnp.issubdtype(new.dtype, jnp.integer) else jnp.float32
+    chosen = jnp.where((at >= first) & (at < end), new.astype(wide), old.astype(wide))
+    return chosen.astype(new.dtype)
