@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from slipstream.checkpoint import RandomSource, load
 from slipstream.checkpoint.renamed import Renamed
 from slipstream.engine.placement import Placement
+from slipstream.kernels.batched_attention import IMPLEMENTATIONS
 from slipstream.kernels.ragged import Kernels
 from slipstream.models.image import clip, flux, t5
 from slipstream.models.image.registry import Module, module_of
@@ -66,14 +68,20 @@ class Built:
         return cls.of(KINDS[name], VARIANTS[name], random_source(KINDS[name], VARIANTS[name]), place)
 
     def __call__(self, *inputs: Any, kernels: Kernels = "reference") -> Any:
-        """What the module computes, compiled in a hurry."""
+        """What the module computes."""
+        return jax.tree.map(np.asarray, self.compiled[kernels](self.weights, *map(_array, inputs)))
 
-        def run(w: Any, *inputs: Any) -> Any:
-            return MAIN[self.module.name](w, self.config, *inputs, kernels=kernels)
+    @cached_property
+    def compiled(self) -> dict[Kernels, Callable[..., Any]]:
+        """The function that the module computes, by the kernels of it; compiled in a hurry."""
 
-        quick = {"xla_backend_optimization_level": 0}
-        found = jax.jit(run, compiler_options=quick)(self.weights, *map(_array, inputs))
-        return jax.tree.map(np.asarray, found)
+        def jitted(kernels: Kernels) -> Callable[..., Any]:
+            def run(w: Any, *inputs: Any) -> Any:
+                return MAIN[self.module.name](w, self.config, *inputs, kernels=kernels)
+
+            return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
+
+        return {kernels: jitted(kernels) for kernels in IMPLEMENTATIONS}
 
 
 def _array(x: Any) -> Any:
