@@ -14,12 +14,21 @@ A role that is not in a table is whole on every device. TOKENS is the role of ac
 
 TOKENS = "tokens"
 
-TENSOR_PARALLEL: Rules = {"vocab": TENSOR, "heads": TENSOR, "kv_heads": (KV,), "mlp": TENSOR}
+TENSOR_PARALLEL: Rules = {
+    "vocab": TENSOR,
+    "heads": TENSOR,
+    "kv_heads": (KV,),
+    "mlp": TENSOR,
+    "modulation": TENSOR,
+}
 EXPERT_PARALLEL: Rules = {"expert": TENSOR}
 SEQUENCE_PARALLEL: Rules = {TOKENS: TENSOR}
 
 PADDED = "vocab"
 """The role whose axis is filled up with zeros where it does not divide. What stands for them is cut off the logits."""
+
+GATHERED = frozenset({PADDED, "modulation"})
+"""Roles that products keep, whose results are wanted whole everywhere: logits, and a few numbers for all tokens."""
 
 
 def rules_of(*, experts: bool = False, tokens: bool = False) -> Rules:

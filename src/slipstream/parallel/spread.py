@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from slipstream.errors import ConfigError
-from slipstream.parallel.rules import PADDED, TOKENS, Rules, assigned
+from slipstream.parallel.rules import GATHERED, TOKENS, Rules, assigned
 from slipstream.spec.param import Param
 
 MeshAxes = tuple[str, ...]
@@ -120,15 +120,16 @@ def spec_of(*axes: MeshAxes) -> PartitionSpec:
 def spread_of(param: Param, mesh: Mesh, rules: Rules) -> Spread:
     """How a parameter lies on a mesh. Its sizes must fit (see `fit.check_fit`)."""
     roles = [axis.role for axis in param.axes]
-    taken = dict(assigned(roles, rules))
-    if not param.contract:
-        taken.pop(PADDED, None)  # Only a product or a table knows what to do with indices that the model has not.
+    # Only a product or a table knows what to do with indices that the model has not, and a bias of what was gathered is
+    # added to all of it.
+    left = GATHERED if not param.contract else frozenset()
+    taken = {role: axes for role, axes in assigned(roles, rules).items() if role not in left}
     return Spread(
         mesh,
         tuple(taken.get(role, ()) for role in roles),
         tuple(axis.size for axis in param.axes),
         rules.get(TOKENS, ()),
-        PADDED in roles,
+        not GATHERED.isdisjoint(roles),
     )
 
 

@@ -15,7 +15,6 @@ from slipstream.checkpoint.quantized.rounded import RoundedSource
 from slipstream.engine.placement import Placement
 from slipstream.kernels.native import library
 from slipstream.kernels.packed import Packed
-from slipstream.kernels.ragged import Kernels
 from slipstream.models.image.registry import MODULES, module_of
 from slipstream.quant.leaf import Quantized
 from slipstream.quant.rounding import SCHEMES
@@ -81,12 +80,10 @@ def test_coordinates_of_each_member() -> None:
     assert relative(found[1], expected[1]) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["t5"])
-def test_other_kernels(name: str) -> None:
-    """One head at a time; the other implementations are the reference's own."""
-    inputs: Any = FluxInputs.of(FLUX, "wide").all if name == "dev" else (tokens_of(T5S["t5"], 20),)
-    expected = built(name)(*inputs)
-    assert relative(built(name)(*inputs, kernels="cpu"), expected) < 1e-5
+def test_one_head_at_a_time() -> None:
+    """As attention is computed on a CPU, with a bias for each head."""
+    tokens = tokens_of(T5S["t5"], 300)
+    assert relative(built("t5")(tokens, kernels="cpu"), built("t5")(tokens)) < 1e-5
 
 
 def test_bfloat16() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from slipstream.checkpoint.quantized.rounded import RoundedSource
+from slipstream.engine.hlo import collectives
 from slipstream.engine.placement import Placement
 from slipstream.errors import ConfigError
 from slipstream.kernels.sharded import Sharded
@@ -82,6 +83,17 @@ def test_nearly_all_of_flux_is_cut() -> None:
         for leaf in (block.modulation, block.q, block.k, block.v, block.up, block.out, block.down):
             assert leaf.weight.inner.addressable_shards[0].data.size * 4 == leaf.weight.inner.size
     assert set(here) == {0.25, 1.0}
+
+
+def test_what_devices_tell_each_other() -> None:
+    """Sums after attention and after the feed-forward, of text and of image in a double block, of which a compiler may
+    make fewer; and scales and shifts, which are gathered.
+    """
+    model = built("FluxTransformer2DModel", 4)
+    compiled = model.compiled["reference"].lower(model.weights, *inputs("FluxTransformer2DModel")).compile()
+    found = collectives(compiled.as_text()).looped
+    assert found.keys() == {"all-reduce", "all-gather"}
+    assert found["all-reduce"] <= 4 + 2 and found["all-gather"] == 2 + 1
 
 
 def test_heads_that_do_not_divide() -> None:

@@ -171,8 +171,8 @@ def plan(c: Config) -> Weights:
     waves = Axis("waves", "c", WAVES)
 
     def modulation(count: int, name: str) -> Linear:
-        """A condition's scales and shifts: [d] -> [count, d]. They are cut like a feed-forward."""
-        return plan_linear(D, Axis("kinds", "k", count) | Axis("mlp", "m", c.width), name + ".linear")
+        """A condition's scales and shifts: [d] -> [count, d]. They are a quarter of all weights."""
+        return plan_linear(D, Axis("kinds", "k", count) | Axis("modulation", "m", c.width), name + ".linear")
 
     def norm(name: str) -> Leaf:
         return param(H, name + ".weight", init="ones")
