@@ -1,6 +1,6 @@
 """Slipstream: an open inference stack on JAX, from a laptop to many hosts.
 
-`LLM` and `SamplingParams` are imported on first use, so that processes that only speak HTTP never load JAX.
+Its names are imported on first use, so that processes that only speak HTTP never load JAX.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from slipstream.api.outputs import RequestOutput
     from slipstream.api.sampling import SamplingParams
+    from slipstream.image import ImagePipeline
     from slipstream.llm import LLM
 
 __version__ = version("slipstream")
-__all__ = ["LLM", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "ImagePipeline", "RequestOutput", "SamplingParams", "__version__"]
 
 _HOMES = {
+    "ImagePipeline": "slipstream.image",
     "LLM": "slipstream.llm",
     "RequestOutput": "slipstream.api.outputs",
     "SamplingParams": "slipstream.api.sampling",

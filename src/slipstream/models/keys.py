@@ -74,15 +74,16 @@ NEUTRAL: Final[Mapping[str, Any]] = {
 class Keys:
     """The keys of one config.json, or of one mapping inside it, as they are consumed.
 
-    `family` and `path`, which prefixes names ("rope_scaling."), are for messages. Every getter consumes its key. A JSON
-    null counts as absent, except for `nullable`.
+    `family`, `path`, which prefixes names ("rope_scaling."), and `file` are for messages. Every getter consumes its
+    key. A JSON null counts as absent, except for `nullable`.
     """
 
-    def __init__(self, config: Mapping[str, Any], family: str, path: str = "") -> None:
+    def __init__(self, config: Mapping[str, Any], family: str, path: str = "", file: str = "config.json") -> None:
         self._left = dict(config)
         self._sections: list[Keys] = []
         self.family = family
         self._path = path
+        self._file = file
 
     def take(self, name: str, kind: type[T], default: T | _Required = REQUIRED) -> T:
         """The value of a key, `default` where it is absent or null. Raises CheckpointError if required or mistyped."""
@@ -110,7 +111,7 @@ class Keys:
         """A number over 0."""
         value = self.take(name, float, default)
         if not 0 < value < float("inf"):
-            raise CheckpointError(f"config.json: {self._path}{name} must be over 0, got {value:g}")
+            raise CheckpointError(f"{self._file}: {self._path}{name} must be over 0, got {value:g}")
         return value
 
     def share(self, name: str, heads: int, absent: int | None = None) -> int:
@@ -119,14 +120,14 @@ class Keys:
         if value is None:
             return heads
         if value < 1 or heads % value:
-            raise CheckpointError(f"config.json: {heads} attention heads cannot share {value} key/value heads")
+            raise CheckpointError(f"{self._file}: {heads} attention heads cannot share {value} key/value heads")
         return value
 
     def numbers(self, name: str) -> tuple[float, ...]:
         """A required list of numbers."""
         value = self._left.pop(name, None)
         if not isinstance(value, list | tuple):
-            raise CheckpointError(f"config.json: {self._path}{name} must be a list of numbers, got {value!r}")
+            raise CheckpointError(f"{self._file}: {self._path}{name} must be a list of numbers, got {value!r}")
         return tuple(self._typed(f"{name}[{i}]", item, float) for i, item in enumerate(value))
 
     def sizes(self, name: str, default: Sequence[int] | _Required = REQUIRED) -> tuple[int, ...]:
@@ -137,17 +138,17 @@ class Keys:
                 raise self._missing(name)
             return tuple(default)
         if not isinstance(value, list | tuple) or not value:
-            raise CheckpointError(f"config.json: {self._path}{name} must be a list of sizes, got {value!r}")
+            raise CheckpointError(f"{self._file}: {self._path}{name} must be a list of sizes, got {value!r}")
         sizes = tuple(self._typed(f"{name}[{i}]", item, int) for i, item in enumerate(value))
         if min(sizes) < 1:
-            raise CheckpointError(f"config.json: {self._path}{name} must be at least 1 everywhere, got {value!r}")
+            raise CheckpointError(f"{self._file}: {self._path}{name} must be at least 1 everywhere, got {value!r}")
         return sizes
 
     def integers(self, name: str) -> tuple[int, ...]:
         """A list of whole numbers, empty where it is absent or null."""
         value = self._left.pop(name, None) or ()
         if not isinstance(value, list | tuple):
-            raise CheckpointError(f"config.json: {self._path}{name} must be a list of whole numbers, got {value!r}")
+            raise CheckpointError(f"{self._file}: {self._path}{name} must be a list of whole numbers, got {value!r}")
         return tuple(self._typed(f"{name}[{i}]", item, int) for i, item in enumerate(value))
 
     def counts(self, name: str, count: int, default: int | _Required = REQUIRED) -> tuple[int, ...]:
@@ -157,7 +158,7 @@ class Keys:
             return (self.size(name, default),) * count
         del self._left[name]
         if len(value) != count:
-            raise CheckpointError(f"config.json: {self._path}{name} has {len(value)} numbers for {count} parts")
+            raise CheckpointError(f"{self._file}: {self._path}{name} has {len(value)} numbers for {count} parts")
         named = ((f"{name}[{i}]", item) for i, item in enumerate(value))
         return tuple(self._counted(one, self._typed(one, item, int)) for one, item in named)
 
@@ -171,7 +172,7 @@ class Keys:
         if value is None:
             return None
         if not isinstance(value, list | tuple):
-            raise CheckpointError(f"config.json: {self._path}{name} must be a list of strings, got {value!r}")
+            raise CheckpointError(f"{self._file}: {self._path}{name} must be a list of strings, got {value!r}")
         return tuple(self._typed(f"{name}[{i}]", item, str) for i, item in enumerate(value))
 
     def expect(self, name: str, only: T | list[Any]) -> None:
@@ -179,7 +180,7 @@ class Keys:
         value = self._left.pop(name, None)
         if value is not None and value != only:
             raise UnsupportedModel(
-                f"config.json sets {self._path}{name} to {value!r}; Slipstream's {self.family} computes {only!r} only"
+                f"{self._file} sets {self._path}{name} to {value!r}; Slipstream's {self.family} computes {only!r} only"
             )
 
     def section(self, name: str) -> Keys | None:
@@ -188,8 +189,8 @@ class Keys:
         if value is None:
             return None
         if not isinstance(value, Mapping):
-            raise CheckpointError(f"config.json: {self._path}{name} must be an object, got {value!r}")
-        section = Keys(value, self.family, f"{self._path}{name}.")
+            raise CheckpointError(f"{self._file}: {self._path}{name} must be an object, got {value!r}")
+        section = Keys(value, self.family, f"{self._path}{name}.", self._file)
         self._sections.append(section)
         return section
 
@@ -213,11 +214,11 @@ class Keys:
             raise UnknownConfigKeys(f"{', '.join(sorted(left))} ({self.family})")
 
     def _missing(self, name: str) -> CheckpointError:
-        return CheckpointError(f"config.json has no {self._path}{name}, which {self.family} models need")
+        return CheckpointError(f"{self._file} has no {self._path}{name}, which {self.family} models need")
 
     def _counted(self, name: str, value: int) -> int:
         if value < 1:
-            raise CheckpointError(f"config.json: {self._path}{name} must be at least 1, got {value}")
+            raise CheckpointError(f"{self._file}: {self._path}{name} must be at least 1, got {value}")
         return value
 
     def _typed(self, name: str, value: Any, kind: type[T]) -> T:
@@ -226,5 +227,5 @@ class Keys:
         if kind is int and isinstance(value, float) and value.is_integer():
             return kind(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise CheckpointError(f"config.json: {self._path}{name} must be {kind.__name__}, got {value!r}")
+            raise CheckpointError(f"{self._file}: {self._path}{name} must be {kind.__name__}, got {value!r}")
         return value
