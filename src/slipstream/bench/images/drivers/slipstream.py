@@ -12,6 +12,7 @@ import numpy as np
 from slipstream.checkpoint import load as load_weights
 from slipstream.checkpoint.quantized.rounded import RoundedSource
 from slipstream.engine.placement import Placement
+from slipstream.kernels.native import library
 from slipstream.kernels.ragged import Kernels
 from slipstream.models.image import flux, unet
 from slipstream.quant.rounding import SCHEMES
@@ -47,6 +48,8 @@ class Drawn:
 
 def load(settings: dict[str, Any]) -> tuple[Callable[[], np.ndarray], dict[str, str]]:
     """The step, and versions. `native`: products on the native kernels; `precision` fast: with weights of int8."""
+    if settings["native"] and (problem := library.reason()):
+        raise RuntimeError(problem)
     work = workload(settings["workload"], settings["size"], settings["narrow"])
     module, run = RUNS[work.kind]
     config = module.Config.from_diffusers(work.config)
