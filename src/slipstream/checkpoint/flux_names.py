@@ -129,9 +129,30 @@ def _pieces(name: str, source: Source) -> Iterator[tuple[str, Piece]]:
             for part, first, end in zip(parts, ends, ends[1:], strict=False):
                 yield f"{part.format(found[1])}.{kind}", Piece(name, ((first, end),))
             return
+    new = _renamed(module)
+    yield name if new is None else f"{new}.{kind}", Piece(name)
+
+
+def _renamed(module: str) -> str | None:
+    """diffusers' name of a whole module; None for one that is not here."""
     for pattern, new in RENAMES.items():
         if found := re.fullmatch(pattern, module):
             words = {key: word for group in found.groups() for key, word in WORDS.get(group, {}).items()}
-            yield f"{new.format(found[1] if found.groups() else '', **words)}.{kind}", Piece(name)
-            return
-    yield name, Piece(name)
+            return new.format(found[1] if found.groups() else "", **words)
+    return None
+
+
+def rows_of(name: str, *, rows: int, width: int) -> list[tuple[str, tuple[int, int] | None]]:
+    """The tensors of diffusers' that one of the file's holds, with the rows of each; None for all of them.
+
+    `rows`: how many it has, which may be fewer than the model's: a change of queries, keys and values alone. Empty for
+    a name that is not such a file's, and for the last modulation, whose halves change places.
+    """
+    module, _, kind = name.rpartition(".")
+    for pattern, parts in FUSED.items():
+        if found := re.fullmatch(pattern, module):
+            ends = [*(min(rows, width * i) for i in range(len(parts))), rows]
+            runs = zip(parts, ends, ends[1:], strict=False)
+            return [(f"{part.format(found[1])}.{kind}", (first, end)) for part, first, end in runs if first < end]
+    new = _renamed(module)
+    return [] if new is None else [(f"{new}.{kind}", None)]
