@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -16,8 +15,8 @@ from numpy.typing import DTypeLike
 from PIL import Image
 
 from slipstream.checkpoint import Progress, resolve
-from slipstream.checkpoint.image_folder import open_image_folder
-from slipstream.checkpoint.image_single import open_image_file
+from slipstream.checkpoint.image_opening import open_images
+from slipstream.checkpoint.lora import Lora
 from slipstream.checkpoint.progress import silent
 from slipstream.diffusion.engine import Finished, PictureEngine, PoolOptions, Progressed
 from slipstream.diffusion.loading import load_engine
@@ -54,6 +53,7 @@ class ImagePipeline:
         dtype: DTypeLike = "auto",
         variant: str | None = None,
         file: str | Path | None = None,
+        loras: Mapping[str | Path, float] | None = None,
         text_tokens: int | None = None,
         options: PoolOptions | None = None,
         limits: Limits | None = None,
@@ -65,15 +65,18 @@ class ImagePipeline:
         `dtype`: float32, bfloat16 or float16; auto is float32 on a CPU and bfloat16 on an accelerator. `variant`: which
         set of weights, where a folder has several ("fp16"). `file`: a .safetensors file as the models were first
         published, whose parts take the place of the folder's. `text_tokens`: how long a text Flux's T5 reads.
-
+        `loras`: files that change the weights, and how much of each: 1 is as it was trained.
         `options`: how pictures share steps. `limits`: of sizes and steps. `kernels`: None for those that the device is
         fastest with. Raises SlipstreamError's subclasses.
         """
         if text_tokens is not None and not 1 <= text_tokens <= 512:
             raise ConfigError(f"text_tokens must be from 1 to 512, got {text_tokens}")
-        checkpoint = open_image_folder(resolve(str(model), progress=progress), variant=variant)
-        if file is not None:
-            checkpoint = replace(checkpoint, parts={**checkpoint.parts, **open_image_file(Path(file))})
+        checkpoint = open_images(
+            resolve(str(model), progress=progress),
+            variant=variant,
+            file=None if file is None else Path(file),
+            loras=[Lora(Path(path), scale) for path, scale in (loras or {}).items()],
+        )
         self.engine: PictureEngine = load_engine(
             checkpoint,
             dtype=_dtype(dtype),

@@ -26,13 +26,14 @@ from slipstream.cli.generate import GenerateOptions
 from slipstream.cli.image import ImageOptions
 from slipstream.cli.main import _renamed, build
 from slipstream.cli.models import ModelsOptions
+from slipstream.diffusion.config import ImageEngineConfig
 from slipstream.engine.config import EngineConfig
 from slipstream.engine.target_options import TargetOptions
 from slipstream.server.config import ServerConfig
 
 SETTINGS: dict[str, tuple[type, ...]] = {
-    "serve": (EngineConfig, ServerConfig),
-    "image": (ImageOptions,),
+    "serve": (EngineConfig, ServerConfig, ImageEngineConfig),
+    "image": (ImageOptions, ImageEngineConfig),
     "chat": (ChatOptions, EngineConfig),
     "generate": (GenerateOptions, EngineConfig),
     "embed": (EmbedOptions, EngineConfig),
@@ -44,6 +45,8 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "bench serve": (BenchServeOptions,),
     "bench pool": (PoolOptions,),
 }
+PREFIXES = {("serve", ImageEngineConfig): "image."}
+"""Where a command has two kinds of settings with fields of one name, one kind's flags begin with a word."""
 HOLDERS = {"self", "config", "_config", "options", "_options", "engine", "server", "settings", "engine_config"}
 """Names under which code holds settings: `config.port` reads the field `port`."""
 
@@ -61,7 +64,7 @@ def test_every_field_is_a_flag_with_a_description(command: str) -> None:
     described = {name: argument.parameter.help for argument in arguments for name in argument.names}
     for settings in SETTINGS[command]:
         for field in dataclasses.fields(settings):
-            flag = "--" + field.name.replace("_", "-")
+            flag = "--" + PREFIXES.get((command, settings), "") + field.name.replace("_", "-")
             if flag not in described:
                 flag = field.name.upper().replace("_", "-")
             assert flag in described, f"{settings.__name__}.{field.name}"

@@ -15,7 +15,7 @@ from slipstream.diffusion.pipeline import Text
 from slipstream.diffusion.request import PictureRequest
 from slipstream.diffusion.reuse import Reuse
 from slipstream.diffusion.slots import unit_noise, words
-from slipstream.engine.compiles import CompileCounter
+from slipstream.kernels.compiles import CompileCounter
 from tests.diffusion.fakes import EMBEDDED, TRUE, engine, finished, request, run, tokenize
 
 MIXED = (

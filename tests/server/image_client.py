@@ -33,7 +33,6 @@ INFO = ImageEngineInfo(
     num_shapes=1,
     true_guidance=True,
     negative=False,
-    loras=("ink", "oil"),
 )
 
 

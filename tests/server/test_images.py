@@ -15,7 +15,6 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
-from slipstream.api.image_engine import LoraUse
 from slipstream.errors import CheckpointError
 
 from .conftest import Live, Start
@@ -73,16 +72,15 @@ def test_images_in_each_format(live: Live) -> None:
 
 def test_what_reaches_the_engine(live: Live) -> None:
     live.post(PATH, json={"prompt": "x"})
-    given = {"size": "96x32", "seed": 9, "steps": 7, "guidance": 2, "sampler": "euler", "loras": {"ink": 0.5}}
+    given = {"size": "96x32", "seed": 9, "steps": 7, "guidance": 2, "sampler": "euler"}
     given |= {"negative_prompt": "blur", "true_cfg_scale": 1.5}
     assert live.post(PATH, json={"prompt": "x"} | given).status_code == 200
     plain, full = made(live).requests
     assert (plain.width, plain.height, plain.steps, plain.guidance, plain.sampler) == (64, 48, None, None, None)
-    assert (plain.negative_prompt, plain.true_guidance, plain.previews, plain.loras) == (None, None, 0, [])
+    assert (plain.negative_prompt, plain.true_guidance, plain.previews) == (None, None, 0)
     assert 0 <= plain.seed < 2**63
     assert (full.width, full.height, full.steps, full.guidance, full.sampler) == (96, 32, 7, 2.0, "euler")
     assert (full.negative_prompt, full.true_guidance, full.seed) == ("blur", 1.5, 9)
-    assert full.loras == [LoraUse("ink", 0.5)]
 
 
 def test_the_other_names_of_fields(live: Live) -> None:

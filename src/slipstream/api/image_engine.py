@@ -33,13 +33,6 @@ class Pixels(msgspec.Struct, frozen=True, array_like=True):
         return np.frombuffer(self.data, np.uint8).reshape(self.height, self.width, self.channels)
 
 
-class LoraUse(msgspec.Struct, frozen=True):
-    """A LoRA that the engine was started with, by its name there, and how much of it: 1 is as it was trained."""
-
-    name: str
-    scale: float = 1.0
-
-
 class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One picture to make. The same request gives the same picture, whatever else is in the batch.
 
@@ -67,8 +60,6 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
         the same size: 255 is painted anew, 0 stays.
     strength
         Of an edit: 1 begins from pure noise, near 0 hardly changes the picture.
-    loras
-        Which of the engine's LoRAs act, and how much.
     previews
         How many previews to send, spread evenly over the steps.
     arrival
@@ -88,7 +79,6 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
     image: Pixels | None = None
     mask: Pixels | None = None
     strength: float = 1.0
-    loras: list[LoraUse] = []
     previews: int = 0
     arrival: float = 0.0
 
@@ -145,7 +135,6 @@ class ImageEngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     true_guidance: bool = False
     edits: bool = True
     masks: bool = True
-    loras: tuple[str, ...] = ()
 
 
 class ImageEngineStats(msgspec.Struct, frozen=True, kw_only=True):

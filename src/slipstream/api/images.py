@@ -38,7 +38,6 @@ class ImageFields(msgspec.Struct, kw_only=True):
     true_cfg_scale: float | None = None
     negative_prompt: str | None = None
     sampler: str | None = None
-    loras: dict[str, float] | None = None
     response_format: Literal["b64_json", "url"] | None = None
     output_format: OutputFormat | None = None
     output_compression: int | None = None
@@ -81,8 +80,6 @@ class ImageGenerationRequest(ImageFields, kw_only=True):
         What the image should not show.
     sampler
         The way from noise to image, one of those that GET /v1/models lists. Absent: the model's own.
-    loras
-        The LoRAs that act, by the names that the server was started with, and how much of each: 1 is all of it.
     response_format
         b64_json: the image in the reply (default); url: the address of a file on this server, for a while.
     output_format
@@ -202,4 +199,3 @@ class ImageModelLimits(msgspec.Struct, kw_only=True):
     true_cfg_scale: bool
     edits: bool
     masks: bool
-    loras: tuple[str, ...]

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import safe_open
 
 from slipstream.checkpoint import flux_names
-from slipstream.checkpoint.lora_names import DENOISER, FIRST, SECOND, Place, place, split
+from slipstream.checkpoint.lora_names import DENOISER, FIRST, SECOND, Place, place, plain, split
 from slipstream.checkpoint.safetensors_source import SafetensorsSource
 from slipstream.errors import CheckpointError
 from slipstream.spec.image import ImageCheckpoint
@@ -59,7 +59,8 @@ class Delta:
         if self.rows is not None:
             up = up[slice(*self.rows)]
         change = up.reshape(up.shape[0], -1) @ down.reshape(down.shape[0], -1)
-        return weight + np.float32(self.factor) * change.reshape(weight.shape)
+        total: np.ndarray = weight + np.float32(self.factor) * change.reshape(weight.shape)
+        return total
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,14 @@ def _deltas_of(lora: Lora, checkpoint: ImageCheckpoint) -> dict[str, list[tuple[
     """Of each part of the checkpoint, the tensors that the file changes."""
     source = SafetensorsSource([lora.path])
     there = {part: next((n for n in names if n in checkpoint.parts), None) for part, names in PARTS.items()}
-    modules = {
-        part: {name.removesuffix(".weight") for name in checkpoint.parts[at].source.names() if name.endswith(".weight")}
+    tensors = {
+        part: {plain(name): name for name in checkpoint.parts[at].source.names()}
         for part, at in there.items()
         if at is not None
+    }
+    modules = {
+        part: {name.removesuffix(".weight") for name in names if name.endswith(".weight")}
+        for part, names in tensors.items()
     }
     alphas = _alphas(lora.path)
     found: dict[str, list[tuple[str, Delta]]] = {}
@@ -142,10 +147,11 @@ def _deltas_of(lora: Lora, checkpoint: ImageCheckpoint) -> dict[str, list[tuple[
         delta = Delta(source, kinds["down"], kinds["up"], lora.scale * alpha / rank)
         target = checkpoint.parts[at].source
         for tensor, change in _placed(where, delta, target):
-            if tensor not in target.names() or not _fits(change, target.shape(tensor)):
+            stored = tensors[where.part].get(tensor)
+            if stored is None or not _fits(change, target.shape(stored)):
                 strange.append(name)
                 break
-            found.setdefault(at, []).append((tensor, change))
+            found.setdefault(at, []).append((stored, change))
     if strange:
         raise CheckpointError(
             f"{lora.path} was made for another model: {len(strange)} of its matrices belong nowhere in a "

@@ -77,10 +77,15 @@ def split(name: str) -> tuple[str, str] | None:
     return name.removesuffix(ending), ENDINGS[ending]
 
 
+def plain(name: str) -> str:
+    """The name without `text_model`, which transformers has put before those of a text encoder, and left out again."""
+    return name.removeprefix("text_model.")
+
+
 def place(name: str, modules: Mapping[str, Collection[str]]) -> Place | None:
     """Where what a file calls `name` belongs; None where no convention has such a name.
 
-    `modules`: of each part, those that have a weight.
+    `modules`: of each part, those that have a weight, `plain`.
     """
     return _kohya(name, modules) or _xlabs(name) or _dotted(name, modules)
 
@@ -89,7 +94,7 @@ def _kohya(name: str, modules: Mapping[str, Collection[str]]) -> Place | None:
     prefix = next((prefix for prefix in _KOHYA if name.startswith(prefix)), None)
     if prefix is None:
         return None
-    part, flat = _KOHYA[prefix], name.removeprefix(prefix)
+    part, flat = _KOHYA[prefix], name.removeprefix(prefix).removeprefix("text_model_")
     # Dots have become underscores, of which names have others: only the model's own names tell which is which.
     for spelled in _SPELLINGS:
         for module in modules.get(part, ()):
@@ -113,7 +118,7 @@ def _xlabs(name: str) -> Place | None:
 def _dotted(name: str, modules: Mapping[str, Collection[str]]) -> Place | None:
     prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
     part = _PREFIXES.get(prefix, DENOISER)
-    module = name.removeprefix(prefix)
+    module = plain(name.removeprefix(prefix))
     if found := _PROCESSOR.fullmatch(module):
         module = f"{found[1]}.{'to_out.0' if found[2] == 'to_out' else found[2]}"
     if module in modules.get(part, ()):

@@ -54,13 +54,12 @@ def made_here(
 
     Raises the engine's errors, and RequestError as a server would.
     """
-    from importlib import import_module
-
+    from slipstream.diffusion.start import start
     from slipstream.server.call import new_call
     from slipstream.server.image_coding import encode
     from slipstream.server.image_work import make_work, read_uploads
 
-    engine: Any = import_module("slipstream.diffusion.start").start(path, config, report)
+    engine = start(path, config, report)
     with opened(files) as streams:
         uploads = read_uploads(streams, engine.info) if streams else None
     work = make_work(body, uploads, engine.info, new_call(None))

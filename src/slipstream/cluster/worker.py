@@ -100,8 +100,10 @@ def build_engine(config: WorkerConfig, report: Report) -> TokenEngine:
 
 def build_image_engine(config: WorkerConfig, report: Report) -> ImageEngine:
     """The JAX engine that makes pictures with the configured checkpoint. Raises the errors of both."""
-    engine: ImageEngine = import_module("slipstream.diffusion.start").start(Path(config.model), config.images, report)
-    return engine
+    from slipstream.diffusion.start import start
+
+    assert config.images is not None
+    return start(Path(config.model), config.images, report)
 
 
 _MESSAGES: dict[type[Any], tuple[type[Any], type[Any]]] = {

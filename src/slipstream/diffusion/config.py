@@ -21,6 +21,8 @@ class ImageEngineConfig:
         Type of weights and activations. auto: float32 on a CPU, bfloat16 on an accelerator.
     variant
         Which of a folder's sets of weights, such as fp16. None: the one without a name, or else the only one.
+    file
+        A .safetensors file as the models were first published, whose parts take the place of the folder's.
     text_tokens
         Tokens of a prompt that Flux's T5 reads. None: as the model was trained.
     slots
@@ -34,18 +36,22 @@ class ImageEngineConfig:
         Largest picture, as width times height.
     max_steps
         Most denoising steps of a picture.
+    loras
+        LoRA files that change the model, as PATH or PATH=SCALE, such as ink.safetensors=0.8; several add up.
     compile_cache
         Folder for compiled steps; None: under the user's cache folder; an empty string turns it off.
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     variant: str | None = None
+    file: str | None = None
     text_tokens: int | None = None
     slots: int = 4
     sizes: tuple[str, ...] = ()
     pools: int = 4
     max_pixels: int = 2048 * 2048
     max_steps: int = 150
+    loras: tuple[str, ...] = ()
     compile_cache: str | None = None
 
     def __post_init__(self) -> None:

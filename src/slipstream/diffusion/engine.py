@@ -141,6 +141,11 @@ class PictureEngine:
         """Whether `step` has anything to do."""
         return bool(self._open or self._in_flight)
 
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights of all models take."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self._weights))
+
     def check(self, request: PictureRequest) -> Job:
         """The request with everything decided. Raises RequestError for one that cannot be served, at no cost."""
         if request.id in self._open:
@@ -194,10 +199,7 @@ class PictureEngine:
         latents = None if found is None else found.pool.preview(id)
         if latents is None:
             return None
-        if self._colours is None:
-            traits = self.family.traits
-            self._colours = Colours.fitted(self._decoded_here, traits.channels, traits.factor)
-        return self._colours.of(np.asarray(latents)[0])
+        return self._see().of(np.asarray(latents)[0])
 
     def warm_up(self, height: int, width: int) -> None:
         """Compile all that pictures of a size need."""
@@ -207,6 +209,7 @@ class PictureEngine:
             return
         pool.warm_up(text)
         self._decoded_here(np.zeros((1, *pool.shape), np.float32))
+        self._see()
 
     def counts(self) -> EngineCounts:
         """Gauges and counters as of now."""
@@ -271,6 +274,13 @@ class PictureEngine:
     def _no_text(self, like: Text) -> Text:
         """What stands for no text at all, of the shapes of another."""
         return Text(*(jax.device_put(np.zeros(one.shape, one.dtype), self._home) for one in like))
+
+    def _see(self) -> Colours:
+        """The map of colours, fitted at the first call."""
+        if self._colours is None:
+            traits = self.family.traits
+            self._colours = Colours.fitted(self._decoded_here, traits.channels, traits.factor)
+        return self._colours
 
     def _encoded(self, text: str) -> Text:
         return _read(self.family, self._kernels, self._weights.encoders, self._tokenize(text))

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from slipstream.api.image_engine import ImageEngineInfo, ImageRequest, LoraUse, Pixels
+from slipstream.api.image_engine import ImageEngineInfo, ImageRequest, Pixels
 from slipstream.api.images import (
     MAX_IMAGES,
     MAX_PARTIAL_IMAGES,
@@ -137,7 +137,6 @@ def make_work(request: ImageFields, uploads: Uploads | None, info: ImageEngineIn
         image=image,
         mask=mask,
         strength=strength,
-        loras=_loras(request.loras, info),
         previews=request.partial_images or 0,
         arrival=call.arrival,
     )
@@ -270,16 +269,6 @@ def _sampler(sampler: str | None, info: ImageEngineInfo) -> str | None:
             code="unknown_sampler",
         )
     return sampler
-
-
-def _loras(loras: Mapping[str, float] | None, info: ImageEngineInfo) -> list[LoraUse]:
-    for name in loras or {}:
-        if name not in info.loras:
-            known = ", ".join(info.loras) or "none"
-            raise RequestError(
-                f"loras: {name[:64]!r} is not served; there are: {known}", param="loras", code="unknown_lora"
-            )
-    return [LoraUse(name, scale) for name, scale in (loras or {}).items()]
 
 
 def _quality(quality: int | None, kind: OutputFormat) -> int | None:

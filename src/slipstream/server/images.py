@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import msgspec
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -104,11 +103,8 @@ async def read_edit(front: Front, images: ImageFront, request: Request, call: Ca
         )
     with images.admission.admit(1):
         async with read_form(request, front.config.max_upload_bytes) as form:
-            fields: dict[str, object] = dict(form.fields)
-            if "loras" in fields:
-                fields["loras"] = _json_field("loras", form.fields["loras"])
             # A form's values are text; they are read as the numbers that the fields want.
-            body = parse(fields, ImageEditRequest, strict=False)
+            body = parse(form.fields, ImageEditRequest, strict=False)
             _check(front, images, body)
             n = count(body)
             files = {name: upload.file for name, upload in form.files.items()}
@@ -124,13 +120,6 @@ def _check(front: Front, images: ImageFront, body: ImageFields) -> None:
     if front.text is not None and body.model == front.model:
         raise RequestError(f"{front.model!r} makes no images: {images.model!r} does", param="model", code="wrong_task")
     raise front.unknown_model(body.model)
-
-
-def _json_field(name: str, text: str) -> object:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"{name} must be JSON in a form: {error}", param=name, code="invalid_type") from None
 
 
 def image_file(front: Front) -> Callable[[Request], Awaitable[Response]]:
