@@ -35,24 +35,25 @@ DEEPSEEK: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("config", "target", "kv_dtype"),
+    ("config", "target", "kv_dtype", "prefill"),
     [
-        pytest.param(LLAMA, "v5e-4", "int8", id="int8-v5e"),
-        pytest.param(LLAMA, "v5e-4", "fp8", id="fp8-v5e"),
-        pytest.param(GPT_OSS, "v5e-4", "auto", id="sinks-v5e"),
-        pytest.param(DEEPSEEK, "v5e-4", "auto", id="latent-v5e"),
+        pytest.param(LLAMA, "v5e-4", "int8", 128, id="int8-v5e"),
+        pytest.param(LLAMA, "v5e-4", "fp8", 128, id="fp8-v5e"),
+        # It copies a table of 276 MiB: what suits decoding does not suit it.
+        pytest.param(GPT_OSS, "v5e-4", "auto", 320, id="sinks-v5e"),
+        pytest.param(DEEPSEEK, "v5e-4", "auto", 128, id="latent-v5e"),
     ],
 )
-def test_a_prefill_step_keeps_its_cache_in_place(config: dict[str, Any], target: str, kv_dtype: Any) -> None:
-    """It has the attention of decoding rows and of chunks."""
+def test_steps_keep_their_cache_in_place(config: dict[str, Any], target: str, kv_dtype: Any, prefill: int) -> None:
+    """The prefill step has the attention of decoding rows and of chunks. `prefill`: MiB of temporaries at most."""
     options = TargetOptions(target=target, kv_dtype=kv_dtype, max_seqs=16, max_batched_tokens=256, max_model_len=4096)
     outlined = Outlined.of(config, options)
     kv = outlined.lowering.kv
     pages = 256 * MIB // kv.bytes_per_page
-    outlined, _ = outlined.settled(pages)
-    step = outlined.compile(outlined.shapes.mixed[-1], pages)
-    assert pages * kv.bytes_per_page <= step.donated < 258 * MIB, "the cache is copied, or its arrays are filled up"
-    assert step.temporaries < 160 * MIB
+    outlined, decode = outlined.settled(pages)
+    for step, most in ((decode, 96), (outlined.compile(outlined.shapes.mixed[-1], pages), prefill)):
+        assert pages * kv.bytes_per_page <= step.donated < 258 * MIB, "the cache is copied, or its arrays are filled up"
+        assert step.temporaries < most * MIB
 
 
 def test_tokens_are_spread_between_products() -> None:
