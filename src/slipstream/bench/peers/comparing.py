@@ -57,7 +57,7 @@ def run(
         report = Report(
             created=started.isoformat(timespec="seconds"),
             seconds=time.monotonic() - begun,
-            command=list(command if command is not None else sys.argv),
+            command=list(command if command is not None else [Path(sys.argv[0]).name, *sys.argv[1:]]),
             machine=describe_machine(),
             cpus=len(cpus),
             options=options,
