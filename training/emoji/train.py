@@ -185,18 +185,23 @@ def keep(path: Path, **state: object) -> None:
     path.with_suffix(".new").replace(path)
 
 
+def resume(path: Path, **parts: torch.nn.Module | torch.optim.Optimizer) -> int:
+    """Put what `keep` wrote into the parts, if there is any; the steps that were done."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"]
+
+
 def train_autoencoder(emoji: Emoji, work: Path, steps: int, batch: int) -> AutoencoderKL:
     """Stage one: pictures through 8x8 latents and back. Absolute and squared error, that of edges, a little noise."""
     torch.manual_seed(0)
     vae, log, path = autoencoder(), Log(work / "autoencoder.csv"), work / "autoencoder.pt"
     adam = torch.optim.AdamW(vae.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    average, first, began = deepcopy(vae).requires_grad_(False), 0, time.monotonic()
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        vae.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        adam.load_state_dict(state["adam"])
-        first = state["step"]
+    average, began = deepcopy(vae).requires_grad_(False), time.monotonic()
+    first = resume(path, model=vae, average=average, adam=adam)
     total = 0.0
     for step in range(first, steps):
         chance = np.random.default_rng((1, step))
@@ -279,13 +284,8 @@ def train_drawer(emoji: Emoji, vae: AutoencoderKL, work: Path, steps: int, batch
         work / "transformer.pt",
     )
     adam = torch.optim.AdamW(drawer.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=1e-3)
-    average, first, began = deepcopy(drawer).requires_grad_(False), 0, time.monotonic()
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        drawer.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        adam.load_state_dict(state["adam"])
-        first = state["step"]
+    average, began = deepcopy(drawer).requires_grad_(False), time.monotonic()
+    first = resume(path, model=drawer, average=average, adam=adam)
     total = 0.0
     for step in range(first, steps):
         chance, words_chance = np.random.default_rng((2, step)), random.Random(step)
