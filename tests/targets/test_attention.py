@@ -11,6 +11,7 @@ from slipstream.checkpoint.outline import outline
 from slipstream.engine.target import Outlined
 from slipstream.engine.target_options import TargetOptions
 
+pytestmark = pytest.mark.long
 MIB = 2**20
 
 LLAMA = {**outline("llama-3.1-8b"), "num_hidden_layers": 2}

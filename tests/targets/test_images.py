@@ -22,6 +22,7 @@ from slipstream.spec.param import map_params
 GIB = 2**30
 
 
+@pytest.mark.long
 def test_a_step_of_flux_dev() -> None:
     """One picture of 1024 x 1024 on a v6e-4, in bfloat16: 23.8 GB of weights on four devices."""
     c = flux.Config.from_diffusers({"guidance_embeds": True})
