@@ -61,7 +61,7 @@ def test_replicas_of_sharded_models_reply_as_one_device_does() -> None:
     [
         ("llama", "float32", {"kernels": "pallas_tpu", "tp": 2}),
         ("llama", "float32", {"kernels": "pallas_gpu"}),
-        ("deepseek_v3", "int8", {"kernels": "pallas_tpu", "tp": 2}),
+        pytest.param("deepseek_v3", "int8", {"kernels": "pallas_tpu", "tp": 2}, marks=pytest.mark.long),
     ],
 )
 def test_interpreted_kernels_reply_as_the_reference_does(name: str, kv_dtype: str, asked: dict[str, Any]) -> None:
@@ -71,6 +71,7 @@ def test_interpreted_kernels_reply_as_the_reference_does(name: str, kv_dtype: st
     assert (plain.page_size, info.page_size) == (16, 128 if kv_dtype == "int8" else 64)
 
 
+@pytest.mark.long
 def test_weights_laid_out_as_the_compiler_would_have_them_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What engines do on a TPU."""
     monkeypatch.setattr("slipstream.engine.blueprint._OWN_LAYOUTS", ("cpu",))
