@@ -147,7 +147,7 @@ def _prefill(engine: Engine, options: StepOptions) -> Breakdown:
 def _steps(calls: Sequence[Call]) -> list[tuple[float, list[Call]]]:
     """Seconds and calls of each whole step, from one reading of the embedding to the next."""
     firsts = [i for i, call in enumerate(calls) if call.part == _NAMES.index("rows of a table")]
-    if len(firsts) < 5:
+    if len(firsts) < 2:
         raise ConfigError("too few steps were seen: raise --steps")
     return [((calls[end].begin - calls[at].begin) / 1e9, list(calls[at:end])) for at, end in pairwise(firsts)]
 
