@@ -7,6 +7,31 @@ from collections.abc import Iterator
 
 import pytest
 
+LONG = frozenset(
+    {
+        "tests/bench/test_step.py::test_a_step_is_taken_apart",
+        "tests/engine/test_invariance.py::test_bits_are_equal_in_any_company[gemma-exact]",
+        "tests/engine/test_invariance.py::test_bits_are_equal_in_any_company[gemma-fast]",
+        "tests/engine/test_invariance.py::test_bits_are_equal_in_any_company[gemma-int8]",
+        "tests/engine/test_kv_types.py::test_log_probabilities_are_near_those_of_float32[reference-bfloat16]",
+        "tests/engine/test_kv_types.py::test_log_probabilities_are_near_those_of_float32[reference-float16]",
+        "tests/engine/test_moe.py::test_experts_stay_in_the_blocks_of_their_file",
+        "tests/engine/test_moe.py::test_gpt_oss_as_it_is_published",
+        "tests/engine/test_moe.py::test_replies_are_those_of_the_full_forward[deepseek_v3-cpu]",
+        "tests/engine/test_moe.py::test_replies_are_those_of_the_full_forward[mixtral-reference]",
+        "tests/engine/test_native.py::test_floats_are_multiplied_as_they_are_stored",
+        "tests/engine/test_quantization.py::test_weights_are_rounded_when_they_are_loaded",
+    }
+)
+"""Tests of 20 s and more that continuous integration leaves to people, beside those marked where they stand."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what LONG names."""
+    for item in items:
+        if item.nodeid in LONG:
+            item.add_marker(pytest.mark.long)
+
 
 @pytest.fixture(autouse=True)
 def xlas_cache_off_again() -> Iterator[None]:

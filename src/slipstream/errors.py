@@ -86,6 +86,12 @@ class NotFound(RequestError):
     kind = "not_found_error"
 
 
+class Conflict(RequestError):
+    """What is asked for cannot be done in the server's present state."""
+
+    status = 409
+
+
 class TooLarge(RequestError):
     """The body is over the server's size limit."""
 
@@ -122,3 +128,10 @@ class RequestTimeout(RequestError):
 
     status = 504
     kind = "timeout_error"
+
+
+AT_START: dict[str, type[SlipstreamError]] = {
+    error.__name__: error
+    for error in (CheckpointError, ConfigError, ModelNotFound, OutOfMemory, UnknownConfigKeys, UnsupportedModel)
+}
+"""Errors that keep an engine from starting, by the names that they cross process borders under."""

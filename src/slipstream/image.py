@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import jax
 import ml_dtypes
@@ -18,6 +19,7 @@ from slipstream.checkpoint import Progress, resolve
 from slipstream.checkpoint.image_opening import open_images
 from slipstream.checkpoint.lora import Lora
 from slipstream.checkpoint.progress import silent
+from slipstream.diffusion.config import Tiling
 from slipstream.diffusion.engine import Finished, PictureEngine, PoolOptions, Progressed
 from slipstream.diffusion.loading import load_engine
 from slipstream.diffusion.pictures import Picture, size_of, to_array, to_mask, to_pil
@@ -25,6 +27,7 @@ from slipstream.diffusion.request import SEEDS, Limits, PictureRequest, size
 from slipstream.diffusion.reuse import Reuse
 from slipstream.errors import ConfigError, RequestError
 from slipstream.kernels.ragged import Kernels
+from slipstream.quant.rounding import SCHEMES
 
 DTYPES: Mapping[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -53,8 +56,12 @@ class ImagePipeline:
         dtype: DTypeLike = "auto",
         variant: str | None = None,
         file: str | Path | None = None,
-        loras: Mapping[str | Path, float] | None = None,
+        loras: Mapping[str, str | Path] | None = None,
+        merge_loras: Mapping[str | Path, float] | None = None,
         text_tokens: int | None = None,
+        tp: int = 1,
+        quantization: str | None = None,
+        vae_tiling: Tiling | None = None,
         options: PoolOptions | None = None,
         limits: Limits | None = None,
         kernels: Kernels | None = None,
@@ -65,25 +72,40 @@ class ImagePipeline:
         `dtype`: float32, bfloat16 or float16; auto is float32 on a CPU and bfloat16 on an accelerator. `variant`: which
         set of weights, where a folder has several ("fp16"). `file`: a .safetensors file as the models were first
         published, whose parts take the place of the folder's. `text_tokens`: how long a text Flux's T5 reads.
-        `loras`: files that change the weights, and how much of each: 1 is as it was trained.
+        `loras`: LoRA files by the names that `generate` calls them. `merge_loras`: files that change the weights for
+        all pictures, and how much of each: 1 is as it was trained. `tp`: how many devices the weights are sharded
+        over. `quantization`: what matrices of layers are rounded to as they are loaded: int8, fp8, int4-g128, int4-g64
+        or int4-g32. `vae_tiling`: whether pictures are decoded in tiles: auto (None), always or never; it takes the
+        place of what `options` say.
         `options`: how pictures share steps. `limits`: of sizes and steps. `kernels`: None for those that the device is
         fastest with. Raises SlipstreamError's subclasses.
         """
         if text_tokens is not None and not 1 <= text_tokens <= 512:
             raise ConfigError(f"text_tokens must be from 1 to 512, got {text_tokens}")
+        if isinstance(tp, bool) or not isinstance(tp, int) or tp < 1:
+            raise ConfigError(f"tp must be a whole number of devices, at least 1, got {tp!r}")
+        if quantization is not None and quantization not in SCHEMES:
+            raise ConfigError(f"quantization must be one of {', '.join(SCHEMES)}, got {quantization!r}")
+        if vae_tiling not in (None, *get_args(Tiling)):
+            raise ConfigError(f"vae_tiling must be one of {', '.join(get_args(Tiling))}, got {vae_tiling!r}")
+        if vae_tiling is not None:
+            options = replace(options or PoolOptions(), tiling=vae_tiling)
         checkpoint = open_images(
             resolve(str(model), progress=progress),
             variant=variant,
             file=None if file is None else Path(file),
-            loras=[Lora(Path(path), scale) for path, scale in (loras or {}).items()],
+            loras=[Lora(Path(path), scale) for path, scale in (merge_loras or {}).items()],
         )
         self.engine: PictureEngine = load_engine(
             checkpoint,
             dtype=_dtype(dtype),
             text_tokens=text_tokens,
+            tp=tp,
+            quantization=quantization,
             options=options,
             limits=limits,
-            kernels=kernels or ("cpu" if jax.default_backend() == "cpu" else "reference"),
+            kernels=kernels,
+            adapters={name: Path(path) for name, path in (loras or {}).items()},
             progress=progress,
         )
         self._ids = itertools.count()
@@ -105,7 +127,9 @@ class ImagePipeline:
         image: Picture | None = None,
         mask: Picture | None = None,
         strength: float | None = None,
+        loras: Mapping[str, float] | None = None,
         reuse: Reuse | None = None,
+        first_block: float | None = None,
         output: Output = "pil",
         progress: Progress = silent,
     ) -> list[Image.Image] | np.ndarray:
@@ -121,7 +145,9 @@ class ImagePipeline:
         of the seeds'. `sampler`: one of `schedule.SAMPLERS`, None: the checkpoint's.
 
         `image` is changed by `strength` (0..1, 0.6 if None); where there is a `mask`, only its light part is (strength
-        1 if None). Both are scaled to the size that is made. `reuse`: steps that are guessed.
+        1 if None). Both are scaled to the size that is made. `loras`: how much of each that was named at the start, 1
+        being as it was trained; those that are left out do nothing. `reuse`: steps that are guessed.
+        `first_block`: the limit of first-block caching (`PoolOptions.first_block` turns it on), 0 for none.
 
         Gives Pillow images; "np": float32 [pictures, height, width, 3] in 0..1; "latent": float32 [pictures, channels,
         height / 8, width / 8] as the model made them. `progress` gets the stage "denoise" in steps of all pictures.
@@ -161,7 +187,9 @@ class ImagePipeline:
                 picture=known,
                 mask=painted,
                 strength=strength,
+                loras=loras,
                 reuse=reuse,
+                first_block=first_block,
             )
             for i in range(count)
         ]

@@ -12,6 +12,7 @@ from slipstream.api.engine import EngineInfo, PoolingInfo
 from slipstream.api.image_engine import ImageEngineInfo
 from slipstream.cli.banner import Banner, Prompting
 from slipstream.cli.serve import prompting
+from slipstream.cluster.client import WorkerState
 
 INFO = EngineInfo(
     model="m", vocab_size=100, max_model_len=2048, max_seqs=32, max_batched_tokens=512, page_size=16, num_pages=1000,
@@ -85,3 +86,22 @@ def test_images_alone_and_beside_a_language_model() -> None:
     both = Banner("0.1.0", "talker", "http://h", INFO, Prompting.CHAT, False, 1.0, ("painter", IMAGES))
     assert len(both.facts()) == 6
     assert "12 step shapes, compiled or read from the cache in 6.5 s" in both.facts()[4]
+
+
+def test_several_workers_say_where_they_compute() -> None:
+    def worker(index: int, role: str, processors: tuple[int, ...] | None, threads: int | None) -> WorkerState:
+        return WorkerState(
+            index=index, role=role, state="ready", reason=None, model="m", pid=1, restarts=0, requests=0,
+            processors=processors, threads=threads, info=INFO, stats=None,
+        )  # fmt: skip
+
+    states = (worker(0, "prefill", (0, 1, 2, 5), None), worker(1, "decode", (7,), 1), worker(2, "both", None, 2))
+    facts = Banner("0.1.0", "m", "http://h", INFO, Prompting.CHAT, False, 1.0, workers=states).facts()
+    holds = "32 sequences, 16,000 tokens of KV cache, 512 tokens a step"
+    assert facts[2:5] == [
+        f"worker 0: prefill; {holds}; processors 0-2,5, 4 threads",
+        f"worker 1: decode; {holds}; processors 7, 1 thread",
+        f"worker 2: {holds}; all processors, 2 threads",
+    ]
+    alone = Banner("0.1.0", "m", "http://h", INFO, Prompting.CHAT, False, 1.0, workers=states[:1])
+    assert not any("worker" in fact for fact in alone.facts())

@@ -15,7 +15,7 @@ import pytest
 from cyclopts import App
 
 import slipstream
-from slipstream.bench.options import AccuracyOptions, PoolOptions
+from slipstream.bench.options import AccuracyOptions, PoolOptions, ReuseOptions
 from slipstream.bench.options import ServeOptions as BenchServeOptions
 from slipstream.bench.quantize import QuantizeOptions
 from slipstream.cli.chat import ChatOptions
@@ -25,29 +25,50 @@ from slipstream.cli.env import EnvOptions
 from slipstream.cli.generate import GenerateOptions
 from slipstream.cli.image import ImageOptions
 from slipstream.cli.main import _renamed, build
+from slipstream.cli.manifests import ManifestsConfig
 from slipstream.cli.models import ModelsOptions
+from slipstream.cli.worker import WorkerOptions
+from slipstream.cluster.fleet import FleetConfig
+from slipstream.cluster.hosts import HostsConfig
+from slipstream.cluster.launch_config import LaunchConfig
 from slipstream.diffusion.config import ImageEngineConfig
+from slipstream.diffusion.target_options import PictureOptions
 from slipstream.engine.config import EngineConfig
 from slipstream.engine.target_options import TargetOptions
 from slipstream.server.config import ServerConfig
 
 SETTINGS: dict[str, tuple[type, ...]] = {
-    "serve": (EngineConfig, ServerConfig, ImageEngineConfig),
+    "serve": (EngineConfig, ServerConfig, FleetConfig, LaunchConfig, HostsConfig, ImageEngineConfig),
     "image": (ImageOptions, ImageEngineConfig),
     "chat": (ChatOptions, EngineConfig),
     "generate": (GenerateOptions, EngineConfig),
     "embed": (EmbedOptions, EngineConfig),
-    "compile": (TargetOptions, CompileOptions),
+    "compile": (TargetOptions, PictureOptions, CompileOptions),
     "env": (EnvOptions,),
+    "worker": (WorkerOptions,),
+    "manifests": (ManifestsConfig,),
     "models": (ModelsOptions,),
     "quantize": (QuantizeOptions,),
     "bench accuracy": (AccuracyOptions,),
     "bench serve": (BenchServeOptions,),
     "bench pool": (PoolOptions,),
+    "bench reuse": (ReuseOptions,),
 }
 PREFIXES = {("serve", ImageEngineConfig): "image."}
 """Where a command has two kinds of settings with fields of one name, one kind's flags begin with a word."""
-HOLDERS = {"self", "config", "_config", "options", "_options", "engine", "server", "settings", "engine_config"}
+HOLDERS = {
+    "self",
+    "config",
+    "_config",
+    "options",
+    "_options",
+    "engine",
+    "server",
+    "fleet",
+    "hosts",
+    "settings",
+    "engine_config",
+}
 """Names under which code holds settings: `config.port` reads the field `port`."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from slipstream.checkpoint import CachedModel, names
-from slipstream.checkpoint.builtin import BUILTINS
+from slipstream.checkpoint.builtin import BUILTINS, EMBEDDED
 from slipstream.cli.models import ModelsOptions, listed, models
 from slipstream.cli.pull import pull
 from slipstream.errors import ModelNotFound
@@ -22,8 +22,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_built_in_models_are_listed_before_they_are_fetched() -> None:
-    assert [row.name for row in listed()] == list(BUILTINS)
-    assert all(row.path is None for row in listed())
+    assert [row.name for row in listed()] == [*BUILTINS, *EMBEDDED]
+    assert all((row.path is None) == (row.name in BUILTINS) for row in listed())
 
 
 def test_cached_models_are_listed_with_their_place(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +31,7 @@ def test_cached_models_are_listed_with_their_place(own_cache: Path, monkeypatch:
     fetched = CachedModel("smollm2-135m", own_cache / "smol.gguf", 7, "GGUF")
     monkeypatch.setattr("slipstream.checkpoint.cached_models", lambda: [fetched, other])
     rows = {row.name: row for row in listed()}
-    assert list(rows) == [*BUILTINS, "org/other"]
+    assert list(rows) == [*BUILTINS, *EMBEDDED, "org/other"]
     assert rows["smollm2-135m"].path == str(own_cache / "smol.gguf")
     assert rows["gemma3-270m"].path is None
     assert (rows["org/other"].size, rows["org/other"].format) == (5 << 20, "safetensors")
@@ -40,14 +40,14 @@ def test_cached_models_are_listed_with_their_place(own_cache: Path, monkeypatch:
 def test_a_pipe_gets_a_line_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     models()
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert [line[0] for line in lines] == list(BUILTINS)
-    assert {line[3] for line in lines} == {"not fetched"}
+    assert [line[0] for line in lines] == [*BUILTINS, *EMBEDDED]
+    assert {line[3] for line in lines if line[0] in BUILTINS} == {"not fetched"}
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     models(options=ModelsOptions(json=True))
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == list(BUILTINS)
+    assert [row["name"] for row in rows] == [*BUILTINS, *EMBEDDED]
     assert set(rows[0]) == {"name", "size", "format", "path", "about"}
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from slipstream.api.engine import EngineRequest, TokenOutput
 from slipstream.api.sampling import TokenSampling
 from slipstream.cluster.cargo import TOKENS
-from slipstream.cluster.config import RestartPolicy
+from slipstream.cluster.config import RestartPolicy, Role, WorkerSpec
 from slipstream.cluster.worker_client import WorkerClient
 from slipstream.engine.config import EngineConfig
 from tests.cluster.fake_engine import FACTORY, FakeOptions
@@ -29,12 +31,23 @@ def workers_find_the_fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """`await start(FakeOptions(...), policy=..., ...)` gives a running client, closed after the test."""
+    """`await start(FakeOptions(...), policy=..., ...)` gives a running client, closed after the test.
+
+    `roles`: a worker for each.
+    """
     clients: list[WorkerClient] = []
 
-    async def make(options: FakeOptions | None = None, policy: RestartPolicy = EAGER, **kwargs: Any) -> WorkerClient:
+    async def make(
+        options: FakeOptions | None = None,
+        policy: RestartPolicy = EAGER,
+        roles: tuple[Role, ...] = ("both",),
+        processors: tuple[int, ...] | None = None,
+        factory: str = FACTORY,
+        **kwargs: Any,
+    ) -> WorkerClient:
         model = (options or FakeOptions()).model()
-        client = WorkerClient(TOKENS, model, EngineConfig(), policy=policy, engine_factory=FACTORY, **kwargs)
+        specs = [WorkerSpec(engine=EngineConfig(), role=role, processors=processors) for role in roles]
+        client = WorkerClient(TOKENS, model, specs, policy=policy, engine_factory=factory, **kwargs)
         clients.append(client)
         await client.start()
         return client
@@ -60,11 +73,17 @@ def tokens_of(outputs: list[TokenOutput]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
 
 
-async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for something that must come true."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def kill(pid: int) -> None:
+    """Kill a worker, if it has not been replaced yet: one that was killed before may still be missing."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def alive(pid: int) -> bool:

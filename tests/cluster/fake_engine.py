@@ -29,6 +29,8 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True):
     step_seconds: float = 0.0
     start_seconds: float = 0.0
     max_seqs: int = 64
+    vocab_size: int = VOCAB
+    decode_layout: str = "pages of 16"
     error_at_start: str | None = None
     exit_at_start: int | None = None
     exit_at_start_from: int = 1
@@ -80,7 +82,9 @@ class FakeEngine:
             for field in fields(EngineInfo)
             if field.required
         }
-        self.info = EngineInfo(**{**plain, "vocab_size": VOCAB, "max_model_len": 100_000})
+        self.info = EngineInfo(
+            **{**plain, "vocab_size": options.vocab_size, "max_model_len": 100_000, "page_size": 16, "num_pages": 4096}
+        )
 
     @property
     def has_work(self) -> bool:

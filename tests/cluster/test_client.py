@@ -29,10 +29,11 @@ def folder_of(client: WorkerClient) -> Path:
 
 
 def sent_by(client: WorkerClient, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    assert client._worker is not None
+    worker = client._slots[0].worker
+    assert worker is not None
     sent: list[Any] = []
-    send = client._worker.send
-    monkeypatch.setattr(client._worker, "send", lambda message: (sent.append(message), send(message))[1])
+    send = worker.send
+    monkeypatch.setattr(worker, "send", lambda message: (sent.append(message), send(message))[1])
     return sent
 
 
@@ -110,8 +111,9 @@ async def test_messages_of_an_old_incarnation_are_dropped(start: Start) -> None:
     seen: list[int] = []
     async for output in client.generate(request):
         seen += output.token_ids
-        assert client._worker is not None
-        client._worker._deliver(Outputs(0, [TokenOutput(id="0:r1", token_ids=[1, 2, 3])]))
+        worker = client._slots[0].worker
+        assert worker is not None
+        worker._deliver(Outputs(0, [TokenOutput(id="0:r1", token_ids=[1, 2, 3])]))
     assert seen == expected(request)
 
 

@@ -73,27 +73,41 @@ async def test_pictures_a_death_and_a_cancel() -> None:
         await outputs_of(client, wanted("late"))
 
 
+async def test_a_slow_reader_gets_every_preview_before_the_picture() -> None:
+    stream = ImageStream(wanted("x"))
+    stream.submit("0:x")
+    pixels = [Pixels.of(np.full((1, 1, 3), i, np.uint8)) for i in range(4)]
+    for step in (1, 2, 3):
+        stream.push(ImageOutput(id="0:x", step=step, steps=4, preview=pixels[step]))
+    stream.push(ImageOutput(id="0:x", step=4, steps=4))
+    stream.push(ImageOutput(id="0:x", step=4, steps=4, image=pixels[0], finish_reason="stop"))
+    taken = [await stream.take() for _ in range(4)]
+    assert [one.preview for one in taken] == [*pixels[1:], None]
+    assert [one.image for one in taken] == [None, None, None, pixels[0]]
+
+
 async def test_a_slow_reader_gets_the_newest() -> None:
-    stream = ImageStream(wanted("x"), "0:x")
+    stream = ImageStream(wanted("x"))
     pixels = [Pixels.of(np.full((1, 1, 3), i, np.uint8)) for i in range(3)]
-    stream.submit(1)
+    stream.submit("0:x")
     assert not stream.advanced
     stream.push(ImageOutput(id="0:x", step=1, steps=9, preview=pixels[0], queue_seconds=0.5))
     stream.push(ImageOutput(id="0:x", step=2, steps=9))
     first = await stream.take()
     assert (first.id, first.step, first.steps, first.preview, first.queue_seconds) == ("x", 2, 9, pixels[0], 0.5)
     stream.orphan()
-    assert stream.fruitless == 0 and stream.sent_to is None
-    stream.submit(2)
+    assert stream.fruitless == 0
+    stream.submit("1:x")
     stream.push(ImageOutput(id="0:x", step=1, steps=9, preview=pixels[1], queue_seconds=0.1))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(stream.take(), 0.01)
     stream.push(ImageOutput(id="0:x", step=3, steps=9, preview=pixels[1]))
     stream.push(ImageOutput(id="0:x", step=9, steps=9, image=pixels[2], finish_reason="stop"))
-    last = await stream.take()
-    assert (last.step, last.preview, last.image, last.queue_seconds) == (9, pixels[1], pixels[2], None)
+    told, last = await stream.take(), await stream.take()
+    assert (told.step, told.preview, told.finish_reason) == (9, pixels[1], None)
+    assert (last.step, last.preview, last.image, last.queue_seconds) == (9, None, pixels[2], None)
     assert stream.finished and last.finish_reason == "stop"
-    other = ImageStream(wanted("y"), "1:y")
+    other = ImageStream(wanted("y"))
     other.orphan()
     assert other.fruitless == 1
     other.fail(RequestFailed("no worker"))

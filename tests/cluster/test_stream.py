@@ -11,15 +11,16 @@ from tests.cluster.conftest import request_of
 
 
 def test_a_replay_goes_on_from_every_token_that_came() -> None:
-    stream = Stream(request_of(1, max_tokens=9, prompt_logprobs=0, logprobs=2), "0:r1")
-    first = stream.submit(1)
+    stream = Stream(request_of(1, max_tokens=9, prompt_logprobs=0, logprobs=2))
+    first = stream.submit("0:r1")
     assert (first.id, first.output_token_ids) == ("0:r1", [])
     assert first.sampling == stream.request.sampling
     logprobs = [TokenLogprobs(1, -1.0, 1, [], [])]
     stream.push(TokenOutput(id="0:r1", token_ids=[4], prompt_logprobs=logprobs, cached_tokens=0))
     stream.push(TokenOutput(id="0:r1", token_ids=[5, 6]))
     stream.orphan()
-    replay = stream.submit(2)
+    replay = stream.submit("1:r1")
+    assert replay.id == "1:r1" and stream.text == [*first.prompt_token_ids, 4, 5, 6]
     assert replay.output_token_ids == [4, 5, 6]
     assert replay.prompt_token_ids == first.prompt_token_ids and replay.arrival == first.arrival
     assert replay.sampling.prompt_logprobs is None, "they came already: the engine need not compute them again"
@@ -27,10 +28,10 @@ def test_a_replay_goes_on_from_every_token_that_came() -> None:
 
 
 def test_deaths_without_a_token_are_counted_in_a_row() -> None:
-    stream = Stream(request_of(1), "0:r1")
+    stream = Stream(request_of(1))
     counts = []
-    for incarnation, tokens in enumerate([[], [], [3], []], 1):
-        stream.submit(incarnation)
+    for tokens in ([], [], [3], []):
+        stream.submit("0:r1")
         stream.push(TokenOutput(id="0:r1", token_ids=tokens))
         stream.orphan()
         counts.append(stream.fruitless)
@@ -38,7 +39,7 @@ def test_deaths_without_a_token_are_counted_in_a_row() -> None:
 
 
 async def test_what_comes_once_comes_once_after_a_replay_too() -> None:
-    stream = Stream(request_of(1), "0:r1")
+    stream = Stream(request_of(1))
     for cached, seconds in ((3, 0.5), (0, 9.0)):
         stream.push(
             TokenOutput(
@@ -53,7 +54,7 @@ async def test_what_comes_once_comes_once_after_a_replay_too() -> None:
 
 
 async def test_tokens_come_before_the_failure() -> None:
-    stream = Stream(request_of(1), "0:r1")
+    stream = Stream(request_of(1))
     stream.push(TokenOutput(id="0:r1", token_ids=[1, 2]))
     stream.fail(RequestFailed("no worker"))
     output = await stream.take()

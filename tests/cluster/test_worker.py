@@ -32,7 +32,7 @@ class ScriptedLink:
         self.waited: list[bool] = []
         self.sent: list[tuple[list[TokenOutput], EngineStats | None]] = []
 
-    def receive(self, *, wait: bool) -> list[ToWorker]:
+    def receive(self, *, wait: bool, seconds: float | None = None) -> list[ToWorker]:
         self.waited.append(wait)
         return next(self.turns)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from slipstream.diffusion.pipeline import Text
 from slipstream.diffusion.request import PictureRequest
 from slipstream.diffusion.reuse import Reuse
 from slipstream.diffusion.slots import unit_noise, words
+from slipstream.errors import RequestError, UnsupportedModel
 from slipstream.kernels.compiles import CompileCounter
 from tests.diffusion.fakes import EMBEDDED, TRUE, engine, finished, request, run, tokenize
 
@@ -206,6 +208,40 @@ def test_idle_pools_make_room() -> None:
     assert one.counts().pools == 2
 
 
+def test_sizes_that_are_long_not_asked_for_are_forgotten() -> None:
+    """Compiled functions of at most so many sizes are kept; those of the others leave jit's cache."""
+    client = jax.devices()[0].client
+    one = engine(EMBEDDED, shared=False, pools=2, sizes=2, batches=(1, 2))
+    one.warm_up(8, 8)
+    one.preview("nobody")
+
+    def made(side: int) -> int:
+        counter = CompileCounter()
+        run(one, [request("one", height=side, width=side, steps=2, picture=np.zeros((side, side, 3), np.float32))])
+        counter.close()
+        return counter.total
+
+    first = [made(8), made(12)]
+    kept = len(client.live_executables())
+    assert all(count > 0 for count in first) and made(8) == made(12) == 0
+    for side in (16, 20, 24):
+        assert made(side) > 0
+        assert one.counts().sizes == one.counts().pools == 2
+        assert len(client.live_executables()) <= kept
+    assert made(20) == made(24) == 0
+    assert made(8) > 0
+
+
+def test_a_size_with_work_is_kept() -> None:
+    one = engine(EMBEDDED, shared=False, sizes=1)
+    one.add(request("small", height=8, width=8, steps=6))
+    one.step()
+    one.add(request("large", height=16, width=16, steps=2))
+    assert one.counts().sizes == 2
+    assert run(one).keys() == {"small", "large"}
+    assert one.counts().sizes == 1
+
+
 def test_noise_is_of_the_seed_and_the_step() -> None:
     drawn = [np.asarray(unit_noise(words(seed), np.uint32(step), (8, 8, 2))) for seed in range(60) for step in (0, 1)]
     drawn.append(np.asarray(unit_noise(words(2**32), np.uint32(0), (8, 8, 2))))
@@ -214,3 +250,31 @@ def test_noise_is_of_the_seed_and_the_step() -> None:
     assert abs(flat.std() - 1) < 0.03
     alike = np.corrcoef(flat) - np.eye(len(flat))
     assert np.abs(alike).max() < 0.45  # of 128 numbers each
+
+
+def test_first_block_caching() -> None:
+    """Rows decide each for itself; one that may not reuse is as without caching, beside others that do."""
+    limits = (None, 0.0, 0.6)
+    asked = [request(str(i), seed=i, steps=12, first_block=limit) for i, limit in enumerate(limits)]
+    plain = run(engine(EMBEDDED, batches=(4,)), [replace(one, first_block=None) for one in asked])
+    cached = engine(EMBEDDED, batches=(4,), first_block=0.3)
+    found = run(cached, asked)
+    assert [found[str(i)].passes for i in (0, 1, 2)] == [found["0"].passes, 12, found["2"].passes]
+    assert 2 <= found["2"].passes < found["0"].passes < 12
+    np.testing.assert_allclose(found["1"].latents, plain["1"].latents, atol=1e-5)
+    errors = [np.abs(found[id].latents - plain[id].latents).max() for id in ("0", "2")]
+    assert errors[0] > 1e-4 and errors[1] < np.abs(plain["2"].latents).max()
+    counts = cached.counts()
+    assert counts.rows_reused == 36 - sum(one.passes for one in found.values()) and counts.steps_short == 0
+    again = run(cached, [asked[2]])["2"]
+    assert again.passes == found["2"].passes and cached.counts().steps_short == 12 - again.passes
+    np.testing.assert_allclose(again.latents, found["2"].latents, atol=1e-5)
+
+
+def test_first_block_caching_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="UNet"):
+        engine(TRUE, first_block=0.1)
+    with pytest.raises(RequestError, match="not turned on"):
+        engine(EMBEDDED).check(request("one", first_block=0.1))
+    with pytest.raises(RequestError, match="from 0 to 1"):
+        engine(EMBEDDED, first_block=0.1).check(request("one", first_block=2.0))

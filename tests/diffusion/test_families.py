@@ -2,119 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from slipstream.checkpoint import RandomSource
 from slipstream.diffusion import flux, sdxl
-from slipstream.diffusion.engine import PictureEngine
+from slipstream.diffusion.engine import PictureEngine, PoolOptions
 from slipstream.diffusion.loading import load_engine
 from slipstream.errors import CheckpointError, UnsupportedModel
-from slipstream.models.image.registry import module_of
-from slipstream.spec.image import Component, ImageCheckpoint
+from slipstream.spec.image import ImageCheckpoint
 from slipstream.spec.tokenizer import TokenizerSpec
 from tests.diffusion.fakes import request, run
-from tests.diffusion.samplers import FLUX_DEV, SDXL
-
-CLIP: Mapping[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 12,
-    "hidden_act": "gelu",
-    "eos_token_id": 39,
-    "projection_dim": 16,
-}
-T5: Mapping[str, Any] = {
-    "vocab_size": 40,
-    "d_model": 16,
-    "d_kv": 8,
-    "d_ff": 16,
-    "num_layers": 1,
-    "num_heads": 2,
-    "feed_forward_proj": "gated-gelu",
-}
-TRANSFORMER: Mapping[str, Any] = {
-    "in_channels": 16,
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "attention_head_dim": 8,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 16,
-    "pooled_projection_dim": 16,
-    "axes_dims_rope": [2, 2, 4],
-    "guidance_embeds": True,
-}
-UNET: Mapping[str, Any] = {
-    "block_out_channels": [8, 8],
-    "layers_per_block": 1,
-    "sample_size": 4,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-    "attention_head_dim": [1, 2],
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 4,
-    "projection_class_embeddings_input_dim": 6 * 4 + 16,
-    "cross_attention_dim": 32,
-    "norm_num_groups": 2,
-}
-VAE: Mapping[str, Any] = {
-    "block_out_channels": [4, 4],
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "norm_num_groups": 2,
-    "sample_size": 8,
-    "mid_block_add_attention": False,
-}
-
-PARTS = {
-    "FluxPipeline": {
-        "text_encoder": ("CLIPTextModel", CLIP),
-        "text_encoder_2": ("T5EncoderModel", T5),
-        "transformer": ("FluxTransformer2DModel", TRANSFORMER),
-        "vae": ("AutoencoderKL", VAE),
-    },
-    "StableDiffusionXLPipeline": {
-        "text_encoder": ("CLIPTextModel", CLIP),
-        "text_encoder_2": ("CLIPTextModelWithProjection", CLIP),
-        "unet": ("UNet2DConditionModel", UNET),
-        "vae": ("AutoencoderKL", VAE),
-    },
-}
-SCHEDULERS = {"FluxPipeline": FLUX_DEV, "StableDiffusionXLPipeline": SDXL}
+from tests.diffusion.samplers import SDXL
+from tests.diffusion.tiny import checkpoint, tokenizer_in
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    """One that knows a few words, for rows of 12."""
-    words = ["<pad>", "<unk>", "a", "red", "green", "apple"]
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(made.to_str())))
-    return TokenizerSpec(tokenizer_json=path, special={"pad": "<pad>"}, max_length=12)
-
-
-def checkpoint(kind: str, tokenizer: TokenizerSpec, **changes: Mapping[str, Any]) -> ImageCheckpoint:
-    """A checkpoint of random weights; `changes` are those of the parts' configs."""
-    parts = {}
-    for name, (cls, config) in PARTS[kind].items():
-        config = {**config, **changes.get(name, {})}
-        module = module_of(cls)
-        source = RandomSource(module.plan(module.from_diffusers(config)), jitter=0.3)
-        parts[name] = Component(cls, config, source)
-    tokenizers = {"tokenizer": tokenizer, "tokenizer_2": tokenizer}
-    return ImageCheckpoint(Path("random"), kind, parts, tokenizers, SCHEDULERS[kind], {})
+    return tokenizer_in(tmp_path_factory.mktemp("tokenizer"))
 
 
 def load(found: ImageCheckpoint) -> PictureEngine:
@@ -212,3 +120,29 @@ def test_texts_are_as_long_as_the_checkpoint_says(tokenizer: TokenizerSpec) -> N
         long = replace(tokenizer, max_length=longest)
         engine = load(replace(found, tokenizers={"tokenizer": tokenizer, "tokenizer_2": long}))
         assert [ids.shape for ids in engine._tokenize("a red apple")] == [(1, 12), (1, wanted)]
+
+
+def test_flux_with_first_block_caching(tokenizer: TokenizerSpec) -> None:
+    """Without a limit as without caching; with one that all steps meet, only the first of them computes all blocks."""
+    found = checkpoint("FluxPipeline", tokenizer, transformer={"num_layers": 2})
+    options = {"batches": (2,)}
+    asked = [request(str(i), prompt, steps=4, height=8, width=8) for i, prompt in enumerate(("a red apple", "green"))]
+    plain = run(load_engine(found, dtype=np.dtype(np.float32), options=PoolOptions(**options)), asked)
+    cached = load_engine(found, dtype=np.dtype(np.float32), options=PoolOptions(**options, first_block=0.0))
+    same = run(cached, asked)
+    for id, one in plain.items():
+        np.testing.assert_allclose(same[id].latents, one.latents, atol=1e-6 * np.abs(one.latents).max())
+    assert cached.counts().rows_reused == 0
+    mixed = run(cached, [replace(asked[0], first_block=1.0), asked[1]])
+    assert [mixed[id].passes for id in "01"] == [1, 4] and cached.counts().steps_short == 0
+    np.testing.assert_allclose(mixed["1"].latents, plain["1"].latents, atol=1e-5)
+    short = run(cached, [replace(one, first_block=1.0) for one in asked])
+    assert [short[id].passes for id in "01"] == [1, 1] and cached.counts().steps_short == 3
+    np.testing.assert_allclose(short["0"].latents, mixed["0"].latents, atol=1e-5)
+    assert np.abs(short["0"].latents - plain["0"].latents).max() > 1e-3
+    with pytest.raises(UnsupportedModel, match="UNet"):
+        load_engine(
+            checkpoint("StableDiffusionXLPipeline", tokenizer),
+            dtype=np.dtype(np.float32),
+            options=PoolOptions(first_block=0.1),
+        )

@@ -65,6 +65,14 @@ def test_pictures_with_progress_and_previews(engine: ImageEngine) -> None:
     assert not any(output.preview for output in found["b"])
 
 
+@pytest.mark.parametrize(("steps", "previews"), [(2, 1), (4, 3), (3, 3)])
+def test_short_runs_have_their_previews_too(engine: ImageEngine, steps: int, previews: int) -> None:
+    """All that were asked for where there are so many steps before the last, the last preview among them."""
+    outputs = run(engine, wanted("short", steps=steps, previews=previews))["short"]
+    assert [output.preview is not None for output in outputs].count(True) == min(previews, steps - 1)
+    assert all(output.preview is None for output in outputs if output.image is not None)
+
+
 def test_nothing_compiles_for_new_prompts_and_settings(engine: ImageEngine) -> None:
     run(engine, wanted("first", previews=1))
     before = engine.stats()

@@ -15,19 +15,19 @@ def made(text: str) -> Text:
 
 def test_least_recently_used_goes() -> None:
     cache = TextCache(100)
-    first = cache.get("a", made)
-    cache.get("bb", made)
-    assert cache.get("a", made) is first
-    cache.get("ccc", made)
-    assert cache.get("a", made) is first
+    first = cache.get("a", lambda: made("a"))
+    cache.get("bb", lambda: made("bb"))
+    assert cache.get("a", lambda: made("a")) is first
+    cache.get("ccc", lambda: made("ccc"))
+    assert cache.get("a", lambda: made("a")) is first
     assert (cache.hits, cache.misses, cache.bytes, len(cache)) == (2, 3, 80, 2)
-    cache.get("bb", made)
+    cache.get("bb", lambda: made("bb"))
     assert cache.misses == 4
 
 
 def test_nothing_over_the_bound_is_kept() -> None:
     cache = TextCache(39)
-    assert cache.get("a", made).states.max() == 1
+    assert cache.get("a", lambda: made("a")).states.max() == 1
     assert (cache.bytes, len(cache)) == (0, 0)
 
 

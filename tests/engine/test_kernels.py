@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo  # What asks for cuDNN's version: here there is none.
 
 from slipstream.engine.blueprint import Blueprint
 from slipstream.engine.config import EngineConfig
@@ -30,6 +31,9 @@ BF16, INT8, F16, FP8 = (np.dtype(jax.numpy.dtype(name)) for name in ("bfloat16",
         ("cpu", "reference", Chosen("reference")),
         ("cpu", "pallas_tpu", Chosen("pallas_tpu", interpreted=True)),
         ("gpu", "pallas_tpu", Chosen("pallas_tpu", interpreted=True)),
+        ("gpu", "pallas_gpu", Chosen("pallas_gpu")),
+        ("cpu", "cudnn", Chosen("cudnn", interpreted=True)),
+        ("rocm", "auto", Chosen("pallas_gpu")),
     ],
 )
 def test_the_platform_chooses(platform: str, asked: Any, chosen: Chosen) -> None:
@@ -48,6 +52,14 @@ def test_the_native_kernels_are_chosen_where_they_run(caplog: pytest.LogCaptureF
             choose_kernels(EngineConfig(kernels="cpu", kv_dtype="fp8"), "cpu", 1)
     with pytest.raises(ConfigError, match="needs a CPU, this is a tpu"):
         choose_kernels(EngineConfig(kernels="cpu"), "tpu", 1)
+
+
+def test_cudnn_is_chosen_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"--kernels cudnn: cuDNN .*or use --kernels pallas_gpu"):
+        choose_kernels(EngineConfig(kernels="cudnn"), "cuda", 1)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91002)
+    for platform in ("gpu", "cuda"):
+        assert choose_kernels(EngineConfig(), platform, 1) == Chosen("cudnn")
 
 
 def test_pages_are_what_the_kernels_need() -> None:

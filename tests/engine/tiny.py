@@ -56,13 +56,13 @@ def checkpoint_of(config: dict[str, Any]) -> Checkpoint:
     return Checkpoint(Path("tiny"), config, source, None, GenerationDefaults())
 
 
-def engine(source: Checkpoint | None = None, **settings: Any) -> Engine:
+def engine(source: Checkpoint | None = None, *, exchanges: bool = False, **settings: Any) -> Engine:
     """A small engine: 4 sequences, 32 tokens a step, pages of 4 tokens in float32, the reference kernels."""
     defaults: dict[str, Any] = {
         "max_seqs": 4, "max_batched_tokens": 32, "page_size": 4, "compile_cache": "",
         "kernels": "reference", "kv_dtype": "float32"
     }  # fmt: skip
-    return build(source or checkpoint(), EngineConfig(**(defaults | settings)))
+    return build(source or checkpoint(), EngineConfig(**(defaults | settings)), exchanges=exchanges)
 
 
 def request(name: str, prompt: Sequence[int], **sampling: Any) -> EngineRequest:

@@ -14,9 +14,9 @@ import numpy as np
 
 from slipstream.api.engine import POOLED, EngineRequest
 from slipstream.checkpoint import RandomSource, load
+from slipstream.checkpoint.placement import Placement
 from slipstream.engine.config import EngineConfig
 from slipstream.engine.loop import Engine
-from slipstream.engine.placement import Placement
 from slipstream.engine.pooling import PoolingModel, pooling_model
 from slipstream.engine.start import start
 from slipstream.kernels.native import library

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from slipstream.checkpoint import RandomSource, load, open_checkpoint
+from slipstream.checkpoint.placement import Placement
 from slipstream.engine.memory import KVShape
-from slipstream.engine.placement import Placement
 from slipstream.kernels.native import library
 from slipstream.kernels.packed import Precision
 from slipstream.kernels.ragged import Kernels, KVCache, Step

@@ -21,8 +21,8 @@ import ml_dtypes
 import numpy as np
 
 from slipstream.checkpoint import load
+from slipstream.checkpoint.placement import Placement
 from slipstream.checkpoint.safetensors_source import open_folder
-from slipstream.engine.placement import Placement
 from slipstream.models.registry import family
 from slipstream.parallel.mesh import make_mesh
 from slipstream.parallel.rules import TENSOR_PARALLEL

@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slipstream.checkpoint.assembly import OnDevice
 from slipstream.checkpoint.loading import blocks_of, read
-from slipstream.engine.assembly import OnDevice
 from slipstream.quant.leaf import form_of
 from slipstream.quant.scaled import regrouped, split_block, spread, values_of
 from slipstream.spec.param import Axis, Dims, Param, Part

@@ -91,7 +91,7 @@ def start() -> Iterator[Start]:
         config: dict[str, Any] | None = None,
         tokenizer: Any = TOKENIZER,
         generation: GenerationDefaults | None = None,
-        client: MemoryClient | None = None,
+        client: Any = None,
         images: ImageMemory | None = None,
         text: bool = True,
         tracing: Any = None,

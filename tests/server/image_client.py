@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from slipstream.api.image_engine import ImageEngineInfo, ImageEngineStats, ImageOutput, ImageRequest, Pixels
+from slipstream.cluster.client import WorkerState
 
 INFO = ImageEngineInfo(
     model="toy-images",
@@ -74,6 +75,16 @@ class ImageMemory:
     async def start(self) -> None:
         if self.start_error is not None:
             raise self.start_error
+
+    @property
+    def workers(self) -> list[WorkerState]:
+        return []
+
+    async def drain(self, index: int, timeout: float) -> int:
+        raise AssertionError("there is no worker")
+
+    async def reload(self, model: str | None, timeout: float, index: int | None = None) -> int:
+        raise AssertionError("there is no worker")
 
     async def close(self) -> None:
         self.closed = True

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenLogprobs, TokenOutput
+from slipstream.cluster.client import WorkerState
 
 INFO = EngineInfo(
     model="toy",
@@ -57,6 +58,16 @@ class MemoryClient:
 
     async def start(self) -> None:
         self.started = True
+
+    @property
+    def workers(self) -> list[WorkerState]:
+        return []
+
+    async def drain(self, index: int, timeout: float) -> int:
+        raise AssertionError("there is no worker")
+
+    async def reload(self, model: str | None, timeout: float, index: int | None = None) -> int:
+        raise AssertionError("there is no worker")
 
     async def close(self) -> None:
         self.closed = True

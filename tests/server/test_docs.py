@@ -11,7 +11,7 @@ from .conftest import Start
 
 
 def test_openapi(start: Start) -> None:
-    live = start()
+    live = start(config={"admin": True})
     api = live.get("/openapi.json").json()
     assert api["openapi"] == "3.1.0"
     served = {route.path.replace(":path", "") for route in live.server.config.app.routes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import resource
 import struct
@@ -10,15 +11,18 @@ from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from PIL import Image
 
+from slipstream.api.image_engine import LoraUse
 from slipstream.api.images import ImageEditRequest, ImageGenerationRequest
 
 from .conftest import Live, Start
-from .image_client import ImageMemory
+from .image_client import INFO, ImageMemory
 from .test_images import EDITS, PATH, noise, png
 
 P = {"prompt": "x"}
@@ -163,23 +167,45 @@ def test_bombs_cost_no_memory(live: Live) -> None:
     assert grown < 64 << 10, f"{grown} KiB"
 
 
+def text_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_several_images_are_refused_with_the_reason(live: Live) -> None:
+    """OpenAI's client sends a list as `image[]`: no model here takes more than one."""
+    with pytest.raises(openai.BadRequestError, match="3 were sent, and toy-images edits one image"):
+        live.openai().images.edit(image=[png(noise(64, 48))] * 3, prompt="x")
+    assert live.openai().images.edit(image=[png(noise(64, 48))], prompt="x").data
+
+
 def test_bad_forms(live: Live) -> None:
     good = png(noise(64, 48))
     boundary = {"content-type": "multipart/form-data; boundary=b"}
     files: list[tuple[dict[str, Any], str | None, str]] = [
-        ({"json": P}, None, "invalid_form"),
+        ({"content": b"x", "headers": {"content-type": "text/plain"}}, None, "invalid_form"),
+        ({"json": P}, "image", "missing_field"),
+        ({"json": P | {"image": "not base64!"}}, "image", "invalid_image"),
+        ({"json": P | {"image": "data:image/png,x"}}, "image", "invalid_image"),
+        ({"json": P | {"image": "https://example.org/a.png"}}, "image", "unsupported_url"),
+        ({"json": P | {"image": text_of(b"no picture")}}, "image", "invalid_image"),
+        ({"json": P | {"image": 5}}, "image", "invalid_type"),
+        ({"json": P | {"images": [{"file_id": "f"}]}}, "images[0].file_id", "unknown_field"),
+        ({"json": P | {"image": [text_of(good)] * 2}}, "image", "too_many_images"),
+        ({"json": P | {"image": text_of(good), "mask": text_of(png(noise(32, 48)))}}, "mask", "invalid_mask"),
+        ({"files": [("image", good), ("mask", good), ("mask", good)], "data": P}, "mask", "too_many_masks"),
         ({"content": b"--b\r\n", "headers": {"content-type": "multipart/form-data"}}, None, "invalid_form"),
         ({"content": b"--x\r\nnonsense", "headers": boundary}, None, "invalid_form"),
         ({"content": b"--b\r\n\r\nx\r\n--b--\r\n", "headers": boundary}, None, "invalid_form"),
         ({"files": {"picture": good}, "data": P}, "picture", "unknown_field"),
         ({"files": {"mask": good}, "data": P}, "image", "missing_field"),
         ({"files": {"image": good}}, "prompt", "missing_field"),
-        ({"files": [("image", good), ("image[]", good)], "data": P}, "image", "invalid_form"),
+        ({"files": [("image[]", good)] * 2, "data": P}, "image", "too_many_images"),
+        ({"files": [("image", good)], "data": P | {"image": text_of(good)}}, "image", "invalid_form"),
         ({"files": {"image": good}, "data": P | {"n": "many"}}, "n", "invalid_type"),
         ({"files": {"image": good}, "data": P | {"input_fidelity": "high"}}, "input_fidelity", "unsupported_field"),
         ({"files": {"image": good}, "data": P | {"wat": "1"}}, "wat", "unknown_field"),
         ({"files": {"image": good, "mask": png(noise(32, 48))}, "data": P}, "mask", "invalid_mask"),
-        ({"files": {f"image{i}": good for i in range(9)}, "data": P}, None, "invalid_form"),
+        ({"files": {f"image{i}": good for i in range(18)}, "data": P}, None, "invalid_form"),
         ({"files": {"image": good}, "data": P | {f"f{i}": "1" for i in range(99)}}, None, "invalid_form"),
     ]
     wrong = []
@@ -247,3 +273,31 @@ def test_nothing_that_a_client_sends_is_a_server_error(live: Live) -> None:
     client.close()
     assert live.front.images is not None and live.front.images.admission.in_flight == 0
     assert "running" not in engine(live).ends.values()
+
+
+def test_loras(start: Start) -> None:
+    """A request names adapters of the server; another name is answered with those that there are."""
+    live = start(images=ImageMemory(info=replace(INFO, loras=("ink", "face"))))
+    uses = [{"name": "ink", "scale": 0.5}, {"name": "face"}]
+    assert live.post(PATH, json=P | {"loras": uses}).status_code == 200
+    form = {"files": {"image": png(noise(64, 48))}, "data": P | {"loras": '[{"name": "ink", "scale": 2}]'}}
+    assert live.post(EDITS, **form).status_code == 200
+    assert [one.loras for one in engine(live).requests] == [
+        (LoraUse("ink", 0.5), LoraUse("face")),
+        (LoraUse("ink", 2.0),),
+    ]
+    for loras, param in (
+        ([{"name": "inc"}], "loras"),
+        ([{"name": "ink"}, {"name": "ink"}], "loras"),
+        ([{"name": "ink", "scale": 1e9}], "loras"),
+        ([{"name": "ink", "scale": "much"}], "loras[0].scale"),
+        ([{"name": "ink", "path": "/x"}], "loras[0].path"),
+        ("ink", "loras"),
+    ):
+        error = problem(reply := live.post(PATH, json=P | {"loras": loras}))
+        assert (reply.status_code, error["param"]) == (400, param), error
+    assert "ink, face" in problem(live.post(PATH, json=P | {"loras": [{"name": "inc"}]}))["message"]
+    assert "none was named" in problem(start(images=ImageMemory()).post(PATH, json=P | {"loras": uses}))["message"]
+    wrong = {"files": {"image": png(noise(64, 48))}, "data": P | {"loras": "ink"}}
+    assert problem(live.post(EDITS, **wrong))["param"] == "loras"
+    assert live.get("/v1/models").json()["data"][-1]["image"]["loras"] == ["ink", "face"]

@@ -242,6 +242,25 @@ def test_uploads_of_many_kinds(live: Live) -> None:
     np.testing.assert_array_equal(sixteen.array[..., 0], grey >> 8)
 
 
+def test_an_edit_as_json(live: Live) -> None:
+    """The same request to the engine as from a form: base64 as such, data URLs, and OpenAI's references."""
+    picture, mask = png(noise(64, 48)), png(np.full((48, 64), 255, np.uint8))
+    files = {"image": picture, "mask": mask}
+    assert live.post(EDITS, files=files, data={"prompt": "x", "seed": 1, "strength": 0.5}).status_code == 200
+    image, holes = (base64.b64encode(data).decode() for data in (picture, mask))
+    url = "data:image/png;base64,"
+    for sent in (
+        {"image": image, "mask": holes},
+        {"image": url + image, "mask": url + holes},
+        {"image": [url + image], "mask": {"image_url": url + holes}},
+        {"images": [{"image_url": url + image}], "mask": {"image_url": holes}},
+    ):
+        reply = live.post(EDITS, json={"prompt": "x", "seed": 1, "strength": 0.5, **sent})
+        assert reply.status_code == 200, reply.text
+    first, *others = (replace(one, id="", arrival=0.0) for one in made(live).requests)
+    assert len(others) == 4 and all(other == first for other in others)
+
+
 def test_a_stream_of_edits(live: Live) -> None:
     events = list(live.openai().images.edit(image=png(noise(64, 48)), prompt="x", stream=True, partial_images=1))
     assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]

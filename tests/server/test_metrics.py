@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from slipstream.api.engine import EngineStats
+from slipstream.api.engine import EngineStats, TransferStats
 from slipstream.server.metrics import Metrics, one_two_five
 
 from .conftest import Live, Start
@@ -46,6 +46,14 @@ NAMES = {
     "slipstream:compiles": "counter",
     "slipstream:compiles_after_ready": "counter",
     "slipstream:worker_restarts": "counter",
+    "slipstream:kv_transfer_offers": "counter",
+    "slipstream:kv_transfer_fetches": "counter",
+    "slipstream:kv_transfer_pages_sent": "counter",
+    "slipstream:kv_transfer_pages_received": "counter",
+    "slipstream:kv_transfer_bytes_sent": "counter",
+    "slipstream:kv_transfer_bytes_received": "counter",
+    "slipstream:kv_transfer_seconds": "counter",
+    "slipstream:kv_transfer_failures": "counter",
     "slipstream:step_seconds": "histogram",
 }
 
@@ -164,12 +172,16 @@ def test_counters_survive_a_worker_and_count_a_report_once() -> None:
 
     follow(steps=5, preemptions=2, step_seconds=[0.1] * 5, step_tokens=[7] * 5)
     follow(steps=8, preemptions=2, step_seconds=[0.1] * 3)
-    follow(restarts=1, steps=4, preemptions=1)
-    follow(restarts=1, steps=6, preemptions=1)
+    follow(restarts=1, steps=4, preemptions=1, transfer=TransferStats(fetches=2, seconds=0.5, failures={"late": 1}))
+    follow(restarts=1, steps=6, preemptions=1, transfer=TransferStats(fetches=3, seconds=0.75, failures={"late": 3}))
     text = metrics.text().decode()
     assert value(text, "slipstream:steps_total") == 8 + 6
     assert value(text, "vllm:num_preemptions_total") == 3
     assert value(text, "slipstream:step_seconds_count") == 8
+    assert value(text, "slipstream:kv_transfer_fetches_total") == 3
+    assert value(text, "slipstream:kv_transfer_seconds_total") == 0.75
+    assert value(text, "slipstream:kv_transfer_failures_total", reason="late") == 3
+    assert value(text, "slipstream:kv_transfer_failures_total", reason="forged") == 0
     assert value(text, "vllm:iteration_tokens_total_sum") == 35
     assert value(text, "slipstream:worker_restarts_total") == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -48,6 +49,7 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
     `queue_seconds`, from the engine's taking the request to its first step, and `prefill_seconds`, from there to this
     output.
     `pooled`: the prompt's vector, float32 in little-endian order; the only output of a request for one.
+    `handed`: this worker is done with the request, which has not ended: another one goes on with it.
     """
 
     id: str
@@ -61,6 +63,7 @@ class TokenOutput(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: int | None = None
     error: str | None = None
     pooled: bytes | None = None
+    handed: bool = False
 
 
 POOLED = TokenSampling(max_tokens=1)
@@ -118,11 +121,57 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     pooling: PoolingInfo | None = None
 
 
+def joined(infos: Sequence[EngineInfo]) -> EngineInfo:
+    """Engines of one model as one: what is said of a device stays, what is said of all is added up."""
+    return msgspec.structs.replace(
+        infos[0],
+        max_model_len=min(info.max_model_len for info in infos),
+        max_seqs=sum(info.max_seqs for info in infos),
+        num_pages=sum(info.num_pages for info in infos),
+        num_devices=sum(info.num_devices for info in infos),
+        compile_seconds=sum(info.compile_seconds for info in infos),
+    )
+
+
+TransferFailure = Literal[
+    "unknown",  # the other side does not have the ticket: used, dropped, expired, or never made
+    "mismatch",  # it has another model, layout or version
+    "unreachable",  # no connection, or one that broke
+    "late",  # the deadline passed
+    "corrupt",  # a message that is not what was promised, or whose checksum is wrong
+    "forged",  # a request for pages that was not made with the secret
+    "incomplete",  # the other side lost or never computed some of the pages
+    "no_room",  # the KV cache had no pages to put them in
+    "expired",  # offered, and nobody came
+]
+"""Why KV pages did not move. Whoever needed them computes them."""
+
+
+class TransferStats(msgspec.Struct, frozen=True, kw_only=True):
+    """KV pages moved since the worker's start. `offers` and `fetches` count tickets; `seconds` sums fetches' times."""
+
+    offers: int = 0
+    fetches: int = 0
+    pages_sent: int = 0
+    pages_received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    seconds: float = 0.0
+    failures: dict[TransferFailure, int] = {}
+
+    def __add__(self, other: TransferStats) -> TransferStats:
+        """The sum of each."""
+        reasons = {**self.failures, **other.failures}
+        failures = {reason: self.failures.get(reason, 0) + other.failures.get(reason, 0) for reason in reasons}
+        own = (name for name in self.__struct_fields__ if name != "failures")
+        return TransferStats(**{name: getattr(self, name) + getattr(other, name) for name in own}, failures=failures)
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges as of now and counters since the worker's start. Times in seconds.
 
     `padded_tokens` counts token rows that steps computed for nothing; `step_seconds` holds the wall times of the steps
-    since the last report, `step_tokens` their real token counts.
+    since the last report, `step_tokens` their real token counts. `transfer`: counters too.
     """
 
     running: int = 0
@@ -141,6 +190,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     compiles_after_ready: int = 0
     step_seconds: list[float] = []
     step_tokens: list[int] = []
+    transfer: TransferStats = TransferStats()
 
     @property
     def kv_usage(self) -> float:

@@ -33,6 +33,13 @@ class Pixels(msgspec.Struct, frozen=True, array_like=True):
         return np.frombuffer(self.data, np.uint8).reshape(self.height, self.width, self.channels)
 
 
+class LoraUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An adapter by its name, and how much of it: 1 is as it was trained."""
+
+    name: str
+    scale: float = 1.0
+
+
 class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One picture to make. The same request gives the same picture, whatever else is in the batch.
 
@@ -60,6 +67,8 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
         the same size: 255 is painted anew, 0 stays.
     strength
         Of an edit: 1 begins from pure noise, near 0 hardly changes the picture.
+    loras
+        Adapters to use, of `ImageEngineInfo.loras`, each once.
     previews
         How many previews to send, spread evenly over the steps.
     arrival
@@ -79,6 +88,7 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True):
     image: Pixels | None = None
     mask: Pixels | None = None
     strength: float = 1.0
+    loras: tuple[LoraUse, ...] = ()
     previews: int = 0
     arrival: float = 0.0
 
@@ -108,7 +118,8 @@ class ImageEngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     `width`, `height`, `steps`, `guidance`: what a request that says nothing gets. Sizes are multiples of `multiple`, at
     least `min_side` and at most `max_pixels` in all. `negative`: whether a negative prompt acts (through `guidance`);
     `true_guidance`: whether that field does, and a negative prompt through it. `edits`: whether it takes a picture;
-    `masks`: and a mask. `slots`: pictures that share a step. Bytes are those of one device.
+    `masks`: and a mask. `slots`: pictures that share a step. `loras`: names of
+    the adapters that a request may use. Bytes are those of one device.
     """
 
     model: str
@@ -135,6 +146,7 @@ class ImageEngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     true_guidance: bool = False
     edits: bool = True
     masks: bool = True
+    loras: tuple[str, ...] = ()
 
 
 class ImageEngineStats(msgspec.Struct, frozen=True, kw_only=True):

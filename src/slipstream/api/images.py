@@ -11,6 +11,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from slipstream.api.image_engine import LoraUse
+
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 MAX_IMAGES = 10
@@ -38,6 +40,7 @@ class ImageFields(msgspec.Struct, kw_only=True):
     true_cfg_scale: float | None = None
     negative_prompt: str | None = None
     sampler: str | None = None
+    loras: list[LoraUse] | None = None
     response_format: Literal["b64_json", "url"] | None = None
     output_format: OutputFormat | None = None
     output_compression: int | None = None
@@ -80,6 +83,8 @@ class ImageGenerationRequest(ImageFields, kw_only=True):
         What the image should not show.
     sampler
         The way from noise to image, one of those that GET /v1/models lists. Absent: the model's own.
+    loras
+        LoRAs of the server to use, each with a scale: [{"name": "ink", "scale": 0.8}]. GET /v1/models lists them.
     response_format
         b64_json: the image in the reply (default); url: the address of a file on this server, for a while.
     output_format
@@ -103,11 +108,23 @@ class ImageGenerationRequest(ImageFields, kw_only=True):
     """
 
 
+class ImageReference(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A picture in a JSON body: `image_url` is a data URL, or base64 as such."""
+
+    image_url: str
+
+
 class ImageEditRequest(ImageFields, kw_only=True):
-    """POST /v1/images/edits, as multipart/form-data. Fields that are not listed are those of a generation.
+    """POST /v1/images/edits, as multipart/form-data or as JSON. Fields that are not listed are those of a generation.
 
     Parameters
     ----------
+    image
+        In a form a file; in JSON a data URL, or the base64 of a PNG, JPEG or WebP. One: no model here takes several.
+    images
+        The same as image, as OpenAI's JSON has it: [{"image_url": "data:image/png;base64,..."}].
+    mask
+        What may change, of the image's size: a file, a data URL, base64, or {"image_url": ...}.
     size
         As for a generation; auto (default): the uploaded image's, rounded and scaled to what the model takes.
     strength
@@ -117,6 +134,9 @@ class ImageEditRequest(ImageFields, kw_only=True):
         Not supported: use strength.
     """
 
+    image: str | list[str] | None = None
+    images: list[ImageReference] | None = None
+    mask: str | ImageReference | None = None
     strength: float | None = None
     input_fidelity: str | None = None
 
@@ -183,7 +203,7 @@ class ImageModelLimits(msgspec.Struct, kw_only=True):
     """What may be asked of an image model: a part of its entry in /v1/models.
 
     `size`, `steps`, `guidance`, `sampler`: what a request that says nothing gets. Width and height are multiples of
-    `multiple`, at least `min_side`, and at most `max_pixels` in all.
+    `multiple`, at least `min_side`, and at most `max_pixels` in all. `loras`: names of those that may be used.
     """
 
     size: str
@@ -199,3 +219,4 @@ class ImageModelLimits(msgspec.Struct, kw_only=True):
     true_cfg_scale: bool
     edits: bool
     masks: bool
+    loras: tuple[str, ...]

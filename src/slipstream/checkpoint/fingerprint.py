@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ def fingerprint(checkpoint: Checkpoint) -> list[list[Any]] | None:
     path = checkpoint.path.resolve()
     found = [path] if path.is_file() else sorted(one for one in path.iterdir() if one.suffix.lower() in _WEIGHTS)
     return [_of(one) for one in found]
+
+
+def identity(checkpoint: Checkpoint) -> str:
+    """A hash of a checkpoint's config and of samples of its files, the same for copies on different machines."""
+    files = [[Path(path).name, size, digest] for path, size, _, digest in fingerprint(checkpoint) or ()]
+    text = json.dumps([checkpoint.config, files], sort_keys=True, default=str)
+    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _of(path: Path) -> list[Any]:

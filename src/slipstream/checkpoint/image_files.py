@@ -10,6 +10,8 @@ from pathlib import PurePosixPath
 from slipstream.errors import CheckpointError
 
 INDEX_NAME = "model_index.json"
+DEFAULTS = "_slipstream"
+"""The key in it for what a request gets that does not say."""
 
 PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "unet", "vae")
 """Folders that pipelines ask for. Others hold older versions, other frameworks' forms, safety checkers."""

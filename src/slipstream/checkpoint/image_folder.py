@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slipstream.checkpoint import float8
 from slipstream.checkpoint import folder as hf
-from slipstream.checkpoint.image_files import INDEX_NAME, choose_set, sets_of
+from slipstream.checkpoint.image_files import DEFAULTS, INDEX_NAME, choose_set, sets_of
 from slipstream.checkpoint.image_tokenizer import tokenizer_of
 from slipstream.checkpoint.safetensors_source import SafetensorsSource, open_index
 from slipstream.errors import CheckpointError
 from slipstream.spec.image import Component, ImageCheckpoint
+from slipstream.spec.source import Source
 from slipstream.spec.tokenizer import TokenizerSpec
 
 NOT_RUN = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
@@ -24,11 +26,11 @@ def is_image_folder(path: Path) -> bool:
     return (path / INDEX_NAME).is_file()
 
 
-def open_image_folder(path: Path, *, variant: str | None = None) -> ImageCheckpoint:
+def open_image_folder(path: Path, *, variant: str | None = None, outline: bool = False) -> ImageCheckpoint:
     """Open a folder. Headers of weights are read, tokenizers' files that have no fast form, nothing more.
 
     `variant`: which of several sets of weights, as "fp16" in model.fp16.safetensors. None: the one without a name, or
-    else the only one.
+    else the only one. `outline`: config files alone; parts have no tensors then, and there are no tokenizers.
 
     Raises CheckpointError if files are missing, damaged or pickled, or if there is no such variant.
     """
@@ -54,11 +56,15 @@ def open_image_folder(path: Path, *, variant: str | None = None) -> ImageCheckpo
         inside = path / name
         if kind.endswith("Scheduler"):
             scheduler = {"_class_name": kind} | (hf.json_object(inside / "scheduler_config.json") or {})
-        elif "Tokenizer" in kind:
+        elif "Tokenizer" not in kind:
+            source = SafetensorsSource([]) if outline else _weights(inside, variant)
+            parts[name] = Component(kind, hf.config_of(inside), source)
+        elif not outline:
             tokenizers[name] = tokenizer_of(inside)
-        else:
-            parts[name] = Component(kind, hf.config_of(inside), _weights(inside, variant))
-    return ImageCheckpoint(path, pipeline, parts, tokenizers, scheduler, settings)
+    defaults = index.get(DEFAULTS, {})
+    if not isinstance(defaults, dict):
+        raise CheckpointError(f"{path / INDEX_NAME}: {DEFAULTS} must be an object, got {str(defaults)[:80]}")
+    return ImageCheckpoint(path, pipeline, parts, tokenizers, scheduler, settings, defaults)
 
 
 def _class_of(path: Path, name: str, value: list[Any]) -> str | None:
@@ -72,14 +78,14 @@ def _class_of(path: Path, name: str, value: list[Any]) -> str | None:
     return str(value[1])
 
 
-def _weights(folder: Path, variant: str | None) -> SafetensorsSource:
+def _weights(folder: Path, variant: str | None) -> Source:
     """The tensors of one part."""
     sets = sets_of(file.name for file in folder.iterdir())
     if sets:
         chosen = choose_set(sets, variant, str(folder))
         if chosen.index is not None:
-            return open_index(folder / chosen.index)
-        return SafetensorsSource([folder / name for name in chosen.files])
+            return float8.opened(open_index(folder / chosen.index))
+        return float8.opened(SafetensorsSource([folder / name for name in chosen.files]))
     pickles = sorted(file.name for file in folder.glob("*.bin"))
     if pickles:
         raise CheckpointError(

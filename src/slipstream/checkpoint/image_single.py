@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slipstream.checkpoint import flux_names, sdxl_names
+from slipstream.checkpoint import float8, flux_names, sdxl_names
 from slipstream.checkpoint.safetensors_source import SafetensorsSource
 from slipstream.errors import CheckpointError, UnsupportedModel
 from slipstream.spec.image import Component
@@ -35,7 +35,7 @@ def open_image_file(path: Path) -> Mapping[str, Component]:
     """
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path} is not a .safetensors file: other formats of one file are not read")
-    source = SafetensorsSource([path])
+    source = float8.opened(SafetensorsSource([path]))
     for layout in LAYOUTS:
         if layout.recognises(source.names()):
             return layout.components(source)

@@ -21,7 +21,7 @@ from slipstream.checkpoint.lora_names import DENOISER, FIRST, SECOND, Place, pla
 from slipstream.checkpoint.safetensors_source import SafetensorsSource
 from slipstream.errors import CheckpointError
 from slipstream.spec.image import ImageCheckpoint
-from slipstream.spec.source import Source, Stored
+from slipstream.spec.source import Blocks, Source, Stored
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     DENOISER: ("transformer", "unet"),
@@ -52,14 +52,23 @@ class Delta:
     factor: float
     rows: tuple[int, int] | None = None
 
-    def added_to(self, weight: np.ndarray) -> np.ndarray:
-        """float32, of the weight's shape: a matrix, or a convolution's kernel [out, in, h, w]."""
+    @property
+    def rank(self) -> int:
+        """Rows of `down`."""
+        return self.source.shape(self.down)[0]
+
+    def matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        """`factor` * up [out, rank] and down [rank, in], float32; inputs of a convolution: of all its points."""
         up = self.source.read(self.up).astype(np.float32)
         down = self.source.read(self.down).astype(np.float32)
         if self.rows is not None:
             up = up[slice(*self.rows)]
-        change = up.reshape(up.shape[0], -1) @ down.reshape(down.shape[0], -1)
-        total: np.ndarray = weight + np.float32(self.factor) * change.reshape(weight.shape)
+        return np.float32(self.factor) * up.reshape(len(up), -1), down.reshape(len(down), -1)
+
+    def added_to(self, weight: np.ndarray) -> np.ndarray:
+        """float32, of the weight's shape: a matrix, or a convolution's kernel [out, in, h, w]."""
+        up, down = self.matrices()
+        total: np.ndarray = weight + (up @ down).reshape(weight.shape)
         return total
 
 
@@ -86,8 +95,10 @@ class Adapted:
         return weight
 
     def blocks(self, name: str) -> Stored | None:
-        """The tensor as it is stored; None where something is added to it."""
-        return None if name in self.deltas else self.source.blocks(name)
+        """The tensor as it is stored; with what is added to it as floats, which are computed when they are read."""
+        if name not in self.deltas:
+            return self.source.blocks(name)
+        return Blocks("F32", self.shape(name), lambda: np.ascontiguousarray(self.read(name), np.float32).view(np.uint8))
 
 
 def with_loras(checkpoint: ImageCheckpoint, loras: Sequence[Lora]) -> ImageCheckpoint:
@@ -97,7 +108,7 @@ def with_loras(checkpoint: ImageCheckpoint, loras: Sequence[Lora]) -> ImageCheck
     """
     deltas: dict[str, dict[str, list[Delta]]] = {}
     for lora in loras:
-        for part, changes in _deltas_of(lora, checkpoint).items():
+        for part, changes in deltas_of(lora, checkpoint).items():
             for name, change in changes:
                 deltas.setdefault(part, {}).setdefault(name, []).append(change)
     parts = {
@@ -120,8 +131,8 @@ def parse(text: str) -> Lora:
     return found
 
 
-def _deltas_of(lora: Lora, checkpoint: ImageCheckpoint) -> dict[str, list[tuple[str, Delta]]]:
-    """Of each part of the checkpoint, the tensors that the file changes."""
+def deltas_of(lora: Lora, checkpoint: ImageCheckpoint) -> dict[str, list[tuple[str, Delta]]]:
+    """Of each part of the checkpoint, the tensors that the file changes. Raises CheckpointError."""
     source = SafetensorsSource([lora.path])
     there = {part: next((n for n in names if n in checkpoint.parts), None) for part, names in PARTS.items()}
     tensors = {

@@ -31,6 +31,8 @@ def resolve(model: str, *, progress: Progress | None = None, offline: bool = Fal
     there but holds nothing that can be loaded.
     """
     report = progress or silent
+    if model in builtin.EMBEDDED:
+        return builtin.EMBEDDED[model].path
     if model in builtin.BUILTINS:
         return _builtin(model, report, offline)
     tried: list[str] = []
@@ -39,7 +41,7 @@ def resolve(model: str, *, progress: Progress | None = None, offline: bool = Fal
         if path is not None:
             return path
         tried.append(f"a local folder or file: {model!r} does not exist in {Path.cwd()}")
-        tried.append(f"a built-in model: those are {', '.join(builtin.BUILTINS)}{_nearest(model)}")
+        tried.append(f"a built-in model: those are {', '.join(builtin.names())}{_nearest(model)}")
     name = hub.parse(model)
     if name is None or _means_a_file(model):
         tried.append("a Hugging Face model: its name would have the form org/name")
@@ -58,7 +60,8 @@ def resolve(model: str, *, progress: Progress | None = None, offline: bool = Fal
 
 def cached_models() -> list[CachedModel]:
     """The models on this machine: built-in ones first, then those of the Hugging Face cache."""
-    own = [
+    own = [CachedModel(model.name, model.path, model.size, "safetensors") for model in builtin.EMBEDDED.values()]
+    own += [
         CachedModel(model.name, path, model.size, "GGUF")
         for model in builtin.BUILTINS.values()
         if (path := builtin.cached(model)) is not None
@@ -99,5 +102,5 @@ def _means_a_file(model: str) -> bool:
 
 
 def _nearest(model: str) -> str:
-    near = get_close_matches(model.lower(), builtin.BUILTINS, n=1, cutoff=0.5)
+    near = get_close_matches(model.lower(), builtin.names(), n=1, cutoff=0.5)
     return f" (did you mean {near[0]}?)" if near else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -9,6 +10,7 @@ from slipstream.api.engine import EngineInfo
 from slipstream.api.image_engine import ImageEngineInfo
 from slipstream.cli.console import out
 from slipstream.cli.sizes import format_bytes
+from slipstream.cluster.client import WorkerState
 
 QUESTION = "What is the capital of France?"
 
@@ -29,7 +31,8 @@ class Prompting(Enum):
 class Banner:
     """The facts. `seconds`: from the command to ready. `needs_key`: whether a request must carry an API key.
 
-    `info`: of the model; `beside`: the name and info of an image model that a language model has beside it.
+    `info`: of the model; `beside`: the name and info of an image model that a language model has beside it. `workers`:
+    those of the language model.
     """
 
     version: str
@@ -40,6 +43,7 @@ class Banner:
     needs_key: bool
     seconds: float
     beside: tuple[str, ImageEngineInfo] | None = None
+    workers: tuple[WorkerState, ...] = ()
 
     def show(self) -> None:
         """Print it: with colours on a terminal, plain in a pipe. Nothing is wrapped, so that it can be copied."""
@@ -64,6 +68,7 @@ class Banner:
         compiling = sum(info.compile_seconds for info in infos)
         return [
             *(fact for info in infos for fact in _facts(info)),
+            *(_worker(state) for state in self.workers if len(self.workers) > 1),
             f"ready after {self.seconds:.1f} s ({shapes} step shapes, compiled or read from the cache in "
             f"{compiling:.1f} s)",
             f"page {self.url}/   API {self.url}/docs   metrics {self.url}/metrics",
@@ -105,6 +110,33 @@ def _facts(info: EngineInfo | ImageEngineInfo) -> list[str]:
         f"in {info.num_pages:,} pages; {info.max_seqs} sequences at a time, each of at most {info.max_model_len:,} "
         "tokens",
     ]
+
+
+_ROLES = {"both": "", "prefill": "prefill; ", "decode": "decode; "}
+
+
+def _worker(state: WorkerState) -> str:
+    """One worker of several: what it is for, what it holds, and where it computes."""
+    info = state.info
+    if state.processors is not None:
+        threads = state.threads or len(state.processors)
+        where = f"processors {ranges(state.processors)}, {threads} thread{'s' * (threads != 1)}"
+    else:
+        where = f"all processors, {state.threads or 'as many'} thread{'s' * (state.threads != 1)}"
+    holds = f"{info.max_seqs} sequences, {info.num_pages * info.page_size:,} tokens of KV cache"
+    steps = f"{info.max_batched_tokens:,} tokens a step"
+    return f"worker {state.index}: {_ROLES[state.role]}{holds}, {steps}; {where}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers, in order, with neighbours together: 0-3,8."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and parts[-1][-1] + 1 == number:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
 _CURL = {

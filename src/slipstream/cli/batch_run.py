@@ -65,8 +65,12 @@ async def run_batch(
         async with asyncio.TaskGroup() as group:
             for _ in range(concurrency):
                 group.create_task(work())
-    except* RequestFailed as failures:
-        raise failures.exceptions[0] from None
+    except ExceptionGroup as failures:
+        # `except*` would do, but Debian's Python 3.11.2 wraps what is raised in it in a group again.
+        told = failures.subgroup(RequestFailed)
+        if told is None:
+            raise
+        raise told.exceptions[0] from None
     return tally
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from slipstream.bench.images.options import ImagesOptions
-from slipstream.bench.options import AccuracyOptions, PoolOptions, ServeOptions, StepOptions
+from slipstream.bench.options import AccuracyOptions, PoolOptions, ReuseOptions, ServeOptions, StepOptions
 from slipstream.bench.peers.options import PeersOptions
 
 bench = App(name="bench", default_parameter=Parameter(consume_multiple=True))
@@ -65,6 +65,26 @@ def images(*, options: Annotated[ImagesOptions, Parameter(name="*")] = ImagesOpt
     report = run(options, console=out(), progress=err())
     works = report["workloads"].values()
     return 1 if any(work["participants"].get("exact", {}).get("error") for work in works) else 0
+
+
+@bench.command
+def reuse(model: str, /, *, options: Annotated[ReuseOptions, Parameter(name="*")] = ReuseOptions()) -> None:
+    """Measure what it costs in quality to save passes of an image model: by step reuse, by first-block caching.
+
+    Parameters
+    ----------
+    model
+        An image model: a folder in diffusers' layout, or org/name on Hugging Face.
+    """
+    from slipstream.bench.reuse import run
+    from slipstream.checkpoint import resolve
+    from slipstream.checkpoint.image_opening import open_images
+    from slipstream.cli.console import out
+    from slipstream.cli.progress import StageBars
+
+    with StageBars() as bars:
+        path = resolve(model, progress=bars)
+        run(open_images(path), options, console=out(), progress=bars)
 
 
 @bench.command

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import Parameter
 
 from slipstream.cli.console import out
 from slipstream.cli.sizes import format_bytes
+from slipstream.diffusion.target_options import PictureOptions
 from slipstream.engine.target_options import TargetOptions
 
 if TYPE_CHECKING:
     from slipstream.engine.target import StepReport, TargetReport
+    from slipstream.kernels.ragged import Kernels
+    from slipstream.parallel.hlo import Collectives
+
+
+ATTENTION: Final[dict[Kernels, str]] = {
+    "reference": "XLA's own code",
+    "pallas_tpu": "Pallas",
+    "pallas_gpu": "Pallas. Where cuDNN is it computes chunks of prompts: to compile that pip install nvidia-cudnn-cu12",
+    "cudnn": "cuDNN for chunks of prompts, Pallas for the rest. What cuDNN itself takes is known on a GPU only",
+}
+"""Who computes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,25 +45,36 @@ def compile(
     model: str,
     *,
     settings: Annotated[TargetOptions, Parameter(name="*")] = TargetOptions(),
+    pictures: Annotated[PictureOptions, Parameter(name="*")] = PictureOptions(),
     options: Annotated[CompileOptions, Parameter(name="*")] = CompileOptions(),
 ) -> None:
-    """Compile a model's prefill and decode steps for TPUs or GPUs without having them, and say what fits.
+    """Compile a model's steps for TPUs or GPUs without having them, and say what fits.
 
-    MODEL is a folder with a config.json (weights are not needed), or llama-3.1-8b, llama-3.1-70b, mixtral-8x7b or
-    qwen3-32b. The compilers are libtpu and XLA's CUDA plugin: pip install 'slipstream[tpu-compile,gpu-compile]'.
+    MODEL is a folder with a config.json or, of an image model, with a model_index.json (weights are not needed), or
+    llama-3.1-8b, llama-3.1-70b, mixtral-8x7b, qwen3-32b, sdxl or flux-dev. The compilers are libtpu and XLA's CUDA
+    plugin: pip install 'slipstream[tpu-compile,gpu-compile]'.
     """
     # Compiling for a target needs no device, and looking for one would take a TPU from who uses it.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from slipstream.checkpoint.outline import outline
-    from slipstream.engine.target import compile_for_target
+    from slipstream.checkpoint.image_outline import image_outline
 
-    report = compile_for_target(outline(model), settings)
+    checkpoint = image_outline(model)
+    if checkpoint is None:
+        from slipstream.checkpoint.outline import outline
+        from slipstream.engine.target import compile_for_target
+
+        report = compile_for_target(outline(model), settings)
+        facts, text = _facts(report), lines(model, settings, report)
+    else:
+        from slipstream.cli.compile_images import compiled_images
+
+        facts, text = compiled_images(model, checkpoint, settings, pictures)
     if options.json:
         import orjson
 
-        print(orjson.dumps(_facts(report), option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode())
         return
-    for line in lines(model, settings, report):
+    for line in text:
         out().print(line)
 
 
@@ -75,20 +98,26 @@ def lines(model: str, settings: TargetOptions, report: TargetReport) -> list[str
         f"  free         {format_bytes(max(free, 0)):>10}",
         f"The largest that fits: {report.largest_batch:,} sequences of {report.max_model_len:,} tokens, or "
         f"{report.max_seqs} of {report.largest_context:,}",
+        f"attention: {ATTENTION[report.kernels]}",
         *(_step(name, step) for name, step in (("prefill", report.prefill), ("decode", report.decode))),
     ]
 
 
 def _step(name: str, step: StepReport) -> str:
-    talk = [
-        f"{_counted(found)} {when}"
-        for found, when in ((step.collectives.looped, "in each turn of its loops"), (step.collectives.once, "once"))
-        if found
-    ]
     return (
         f"{name}: {step.tokens} tokens of {step.rows} sequences, compiled in {step.seconds:.1f} s; "
-        f"{'; '.join(talk) or 'no device waits for another'}"
+        f"{talk(step.collectives)}"
     )
+
+
+def talk(collectives: Collectives) -> str:
+    """How often devices wait for each other."""
+    said = [
+        f"{_counted(found)} {when}"
+        for found, when in ((collectives.looped, "in each turn of its loops"), (collectives.once, "once"))
+        if found
+    ]
+    return "; ".join(said) or "no device waits for another"
 
 
 def _counted(found: dict[str, int]) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from slipstream.api.image_engine import LoraUse
 from slipstream.api.images import ImageEditRequest, ImageFields, ImageGenerationRequest
 from slipstream.cli.console import err
 from slipstream.cli.image_sources import Picture, Tell, format_of, made_by_server, made_here
@@ -15,6 +16,8 @@ from slipstream.cli.progress import StageBars
 from slipstream.cli.replies import client
 from slipstream.diffusion.config import ImageEngineConfig
 from slipstream.errors import ConfigError
+
+DEFAULT_MODEL = "emoji-flux"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +27,8 @@ class ImageOptions:
     Parameters
     ----------
     model
-        The image model: a folder in diffusers' layout, or org/name on Hugging Face. With --url:
-        its name there; the one served if none is named.
+        The image model: a folder in diffusers' layout, or org/name on Hugging Face; emoji-flux, which comes
+        with the package, if none is named. With --url: its name there, or the one served.
     url
         Ask the server at this address. Without it the model runs here.
     output
@@ -44,6 +47,8 @@ class ImageOptions:
         Classifier-free guidance for models that have guidance built in; over 1 a negative prompt acts.
     sampler
         The way from noise to image. None: the model's own.
+    use_lora
+        LoRAs to use of those that --lora names, or that the server has, as NAME or NAME=SCALE.
     seed
         The same seed and settings give the same image. None: drawn, and printed.
     edit
@@ -64,6 +69,7 @@ class ImageOptions:
     negative: str | None = None
     true_cfg: float | None = None
     sampler: str | None = None
+    use_lora: tuple[str, ...] = ()
     seed: int | None = None
     edit: Path | None = None
     mask: Path | None = None
@@ -84,7 +90,7 @@ def image(
     options: Annotated[ImageOptions, Parameter(name="*")] = ImageOptions(),
     engine: Annotated[ImageEngineConfig, Parameter(name="*")] = ImageEngineConfig(),
 ) -> None:
-    """Make images from a prompt, or change one.
+    """Make images from a prompt, or change one. Without --model and --url a small model that draws emoji makes them.
 
     Parameters
     ----------
@@ -119,13 +125,10 @@ def _pictures(
     from slipstream.checkpoint import resolve
     from slipstream.checkpoint.image_folder import is_image_folder
 
-    if options.model is None:
-        raise ConfigError("name an image model with --model, or a server that has one with --url")
-    path = resolve(options.model, progress=bars)
+    model = options.model or DEFAULT_MODEL
+    path = resolve(model, progress=bars)
     if not is_image_folder(path):
-        raise ConfigError(
-            f"{options.model} makes no images: it must be a folder in diffusers' layout, with a model_index.json"
-        )
+        raise ConfigError(f"{model} makes no images: it must be a folder in diffusers' layout, with a model_index.json")
     return made_here(path, engine, body, files, bars, tell)
 
 
@@ -141,11 +144,21 @@ def body_of(prompt: str, options: ImageOptions) -> ImageFields:
     body.negative_prompt = options.negative
     body.true_cfg_scale = options.true_cfg
     body.sampler = options.sampler
+    body.loras = [lora_of(text) for text in options.use_lora] or None
     body.seed = options.seed
     body.output_format = format_of(options.output)
     if isinstance(body, ImageEditRequest):
         body.strength = options.strength
     return body
+
+
+def lora_of(text: str) -> LoraUse:
+    """NAME or NAME=SCALE. Raises ConfigError for a scale that is no number."""
+    name, _, scale = text.partition("=")
+    try:
+        return LoraUse(name, float(scale) if scale else 1.0)
+    except ValueError:
+        raise ConfigError(f"--use-lora {text}: write NAME or NAME=SCALE, such as ink=0.8") from None
 
 
 def paths_of(output: Path, count: int) -> list[Path]:

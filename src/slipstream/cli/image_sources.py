@@ -61,7 +61,7 @@ def made_here(
 
     engine = start(path, config, report)
     with opened(files) as streams:
-        uploads = read_uploads(streams, engine.info) if streams else None
+        uploads = read_uploads({name: [stream] for name, stream in streams.items()}, engine.info) if streams else None
     work = make_work(body, uploads, engine.info, new_call(None))
     places = {request.id: i for i, request in enumerate(work.requests)}
     made: dict[int, Picture] = {}

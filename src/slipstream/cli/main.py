@@ -26,6 +26,8 @@ COMMANDS = {
     "pull": "Fetch a model into the cache.",
     "quantize": "Write a model in 8 or 4 bits, and compare it with the original.",
     "compile": "Say whether a model fits a TPU, without having one.",
+    "manifests": "Write Kubernetes manifests that serve a model.",
+    "worker": "Run workers of a server on another host.",
     "env": "Show what was found: devices, memory, limits, versions.",
     "bench": "Measure a server.",
 }

@@ -53,17 +53,18 @@ def models(*, options: Annotated[ModelsOptions, Parameter(name="*")] = ModelsOpt
 def listed() -> list[ListedModel]:
     """Built-in models first, fetched or not, then those of the Hugging Face cache."""
     from slipstream.checkpoint import cached_models
-    from slipstream.checkpoint.builtin import BUILTINS
+    from slipstream.checkpoint.builtin import BUILTINS, EMBEDDED
 
     here = {model.name: model for model in cached_models()}
     rows = [
         ListedModel(name, model.size, "GGUF", str(here[name].path) if name in here else None, model.about)
         for name, model in BUILTINS.items()
     ]
+    rows += [ListedModel(n, model.size, "safetensors", str(model.path), model.about) for n, model in EMBEDDED.items()]
     return rows + [
         ListedModel(name, model.size, model.format, str(model.path), "")
         for name, model in here.items()
-        if name not in BUILTINS
+        if name not in BUILTINS and name not in EMBEDDED
     ]
 
 

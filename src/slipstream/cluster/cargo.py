@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
-from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenOutput
+from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenOutput, joined
 from slipstream.api.image_engine import ImageEngineInfo, ImageEngineStats, ImageOutput, ImageRequest
 from slipstream.cluster.config import ENGINE_FACTORY, IMAGE_ENGINE_FACTORY
 from slipstream.cluster.image_stream import ImageStream
@@ -46,8 +47,6 @@ Stats = TypeVar("Stats", bound=msgspec.Struct)
 class InFlight(Protocol[Given, Output]):
     """A request and its outputs between the socket and its reader. `stream.Stream` says what the names mean."""
 
-    wire_id: str
-    sent_to: int | None
     finished: bool
     fruitless: int
 
@@ -55,8 +54,12 @@ class InFlight(Protocol[Given, Output]):
     def advanced(self) -> bool:
         """Whether it got something since it was last submitted."""
 
-    def submit(self, incarnation: int) -> Given:
-        """The request for this incarnation to go on with."""
+    @property
+    def text(self) -> list[int]:
+        """The tokens that a worker's prefix cache would know it by."""
+
+    def submit(self, wire_id: str) -> Given:
+        """The request, under that id, for a worker to go on with."""
 
     def orphan(self) -> None:
         """Note that the worker that held it died."""
@@ -76,21 +79,40 @@ class Cargo(Generic[Request, Output, Info, Stats]):
     """One kind of request with all that belongs to it.
 
     `counters`: the fields of `idle`'s type that only grow; the rest describe the moment, or the steps since the last
-    report. `factory`: the engine that a worker builds.
+    report. `room`: tokens that the engine's prefix cache holds, and tokens that its memory has room for right now, None
+    where nothing is told. `joined`: several workers' infos as one. `factory`: the engine that a worker builds.
     """
 
-    stream: Callable[[Request, str], InFlight[Request, Output]]
+    stream: Callable[[Request], InFlight[Request, Output]]
     submit: Callable[[list[Request]], Submit | SubmitImages]
     info: type[Info]
+    joined: Callable[[Sequence[Info]], Info]
+    room: Callable[[Info, Stats], tuple[int, int | None]]
     idle: Stats
     counters: tuple[str, ...]
     factory: str
+
+
+def _room(info: EngineInfo, stats: EngineStats) -> tuple[int, int | None]:
+    held = info.num_pages * info.page_size if info.prefix_caching else 0
+    return held, (stats.pages_total - stats.pages_used) * info.page_size if stats.pages_total else None
+
+
+def _joined_images(infos: Sequence[ImageEngineInfo]) -> ImageEngineInfo:
+    return replace(
+        infos[0],
+        slots=sum(info.slots for info in infos),
+        num_devices=sum(info.num_devices for info in infos),
+        compile_seconds=max(info.compile_seconds for info in infos),
+    )
 
 
 TOKENS: Cargo[EngineRequest, TokenOutput, EngineInfo, EngineStats] = Cargo(
     stream=Stream,
     submit=Submit,
     info=EngineInfo,
+    joined=joined,
+    room=_room,
     idle=EngineStats(),
     counters=(
         "prefix_queries",
@@ -103,6 +125,7 @@ TOKENS: Cargo[EngineRequest, TokenOutput, EngineInfo, EngineStats] = Cargo(
         "scheduled_tokens",
         "compiles",
         "compiles_after_ready",
+        "transfer",
     ),
     factory=ENGINE_FACTORY,
 )
@@ -111,6 +134,8 @@ IMAGES: Cargo[ImageRequest, ImageOutput, ImageEngineInfo, ImageEngineStats] = Ca
     stream=ImageStream,
     submit=SubmitImages,
     info=ImageEngineInfo,
+    joined=_joined_images,
+    room=lambda info, stats: (0, None),
     idle=ImageEngineStats(),
     counters=(
         "images",

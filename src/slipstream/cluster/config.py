@@ -7,8 +7,10 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from slipstream.cluster.messages import TransferKind
 from slipstream.diffusion.config import ImageEngineConfig
 from slipstream.engine.config import EngineConfig
+from slipstream.errors import ConfigError
 
 ENGINE_FACTORY = "slipstream.cluster.worker:build_engine"
 """The engine that a worker builds: "module:function", called with (WorkerConfig, report)."""
@@ -22,6 +24,9 @@ IMAGE_ENGINE_FACTORY = "slipstream.cluster.worker:build_image_engine"
 IMAGE_ENGINE_MODULES = ("slipstream.checkpoint", "slipstream.diffusion.start")
 """What that engine needs."""
 
+Role = Literal["both", "prefill", "decode"]
+"""Which part of a request a worker computes."""
+
 
 class Report(Protocol):
     """Called while an engine is built. A plain function with these parameters is a `Report`."""
@@ -30,13 +35,35 @@ class Report(Protocol):
         """`done` of `total` (None while it is not known) in `stage`, such as "load" or "compile"."""
 
 
+class GroupConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The group of processes that a worker is: `size` members, one model on the devices of all of them.
+
+    `rank`: which member is started here, 0 leads; None: all of them, on this machine. `plans`: where the leader listens
+    for its followers, tcp://HOST:PORT or unix:PATH; empty where all are started here. `secret`: what all members know,
+    needed where other machines reach `plans`. `patience`: seconds that members wait for one another at the start.
+    """
+
+    size: int
+    rank: int | None = None
+    plans: str = ""
+    secret: str = ""
+    patience: float = 600.0
+
+
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's whole configuration: one line of JSON on its standard input, which then stays open.
 
-    `model`: a local folder or file (names are resolved by the parent). `engine`, `images`: the settings of the engine
-    that it is, the other None. `endpoint`: where the parent's ROUTER listens. `identity`: the routing id to connect
-    with, a secret of the two processes; a message from any other peer is dropped. `incarnation`: 1 for the first start,
-    one more at each restart; every message carries it.
+    `model`: a folder or file, or a name that is found on the worker's host. `engine`, `images`: the settings of the
+    engine that it is, the other None. `endpoint`: where the parent's ROUTER listens. `identity`: the routing id to
+    connect with, a secret of the two processes; a message from any other peer is dropped. `incarnation`: 1 for the
+    first start, one more at each restart; every message carries it.
+    `role`: what it is sent, and so what it must be able to do: `prefill` offers KV pages, `decode` fetches them.
+    `transfer`: how they move; None: they do not. `transfer_endpoint`: where to listen for who fetches them,
+    tcp://HOST:PORT (port 0: a free one) or unix:PATH; None: a unix socket in a private folder. `secret`: known to all
+    workers that move pages among them, and needed to listen beyond this machine.
+    `processors`: those that it may run on; None: its parent's. `neighbours`: workers of one server on this machine,
+    itself among them: they divide its memory where that is the devices' memory too. `parent_secret`: what both ends of
+    a socket between hosts must know; None: `endpoint` is one of this host. `group`: None for a worker of one process.
     """
 
     model: str
@@ -46,9 +73,42 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     incarnation: int
     parent_pid: int
+    role: Role = "both"
+    transfer: TransferKind | None = None
+    transfer_endpoint: str | None = None
+    secret: str | None = None
+    processors: tuple[int, ...] | None = None
+    neighbours: int = 1
+    parent_secret: str | None = None
+    group: GroupConfig | None = None
     log_format: Literal["text", "json"] = "text"
     log_level: str = "info"
     engine_factory: str = ENGINE_FACTORY
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """One worker of a fleet. `engine`: its own settings; `processors`: those that it may run on, None: all.
+
+    `group`: the processes that it is, None: one. Raises ConfigError for a group that cannot work.
+    """
+
+    engine: EngineConfig | ImageEngineConfig
+    role: Role = "both"
+    processors: tuple[int, ...] | None = None
+    group: GroupConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Check the group."""
+        if self.group is None:
+            return
+        size, rank = self.group.size, self.group.rank
+        if isinstance(self.engine, ImageEngineConfig):
+            raise ConfigError("an image model runs in one process: leave --nnodes out")
+        if self.role != "both":
+            raise ConfigError(f"a worker of {size} processes moves no KV pages yet: it cannot be --role {self.role}")
+        if size < 2 or (rank is not None and not 0 <= rank < size):
+            raise ConfigError(f"--nnodes {size} --node-rank {rank}: ranks go from 0 to one less than --nnodes")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 from msgspec.structs import replace
 
@@ -13,37 +14,38 @@ from slipstream.errors import RequestError
 class ImageStream:
     """What `stream.Stream` is to tokens: a picture in flight, and all that is needed to begin it anew elsewhere.
 
-    A reader that is slow gets the newest progress and preview; those between are dropped, so that memory stays at one
-    preview and one picture. A picture that begins anew after a worker's death is the same picture, so its progress is
+    A reader that is slow gets the newest progress; what was told between is dropped. It gets every preview: a request
+    has few, and they are small. A picture that begins anew after a worker's death is the same picture: its progress is
     not told again until it is further than before.
     """
 
-    def __init__(self, request: ImageRequest, wire_id: str) -> None:
+    def __init__(self, request: ImageRequest) -> None:
         self.request = request
-        self.wire_id = wire_id
-        self.sent_to: int | None = None
         self.finished = False
         self.fruitless = 0
         self._advanced = False
         self._step = 0
         self._steps = 0
-        self._preview: Pixels | None = None
+        self._previews: deque[Pixels] = deque()
         self._last: ImageOutput | None = None
         self._queue_seconds: float | None = None
         self._was_queued = False
         self._failure: RequestError | None = None
         self._news = asyncio.Event()
 
-    def submit(self, incarnation: int) -> ImageRequest:
+    @property
+    def text(self) -> list[int]:
+        """Nothing that a prefix cache would know."""
+        return []
+
+    def submit(self, wire_id: str) -> ImageRequest:
         """The whole request: a picture has no state that could be kept."""
-        self.sent_to = incarnation
         self._advanced = False
-        return replace(self.request, id=self.wire_id)
+        return replace(self.request, id=wire_id)
 
     def orphan(self) -> None:
         """Note that the worker that held this request died."""
         self.fruitless = 0 if self._advanced else self.fruitless + 1
-        self.sent_to = None
 
     @property
     def advanced(self) -> bool:
@@ -61,8 +63,8 @@ class ImageStream:
             self.finished = True
         elif output.step <= self._step:
             return
-        else:
-            self._preview = output.preview or self._preview
+        elif output.preview is not None:
+            self._previews.append(output.preview)
         self._step, self._steps = max(self._step, output.step), output.steps or self._steps
         self._news.set()
 
@@ -73,14 +75,18 @@ class ImageStream:
         self._news.set()
 
     async def take(self) -> ImageOutput:
-        """The newest of all that came since the last call; waits until there is something. Raises what failed it."""
+        """The newest of all that came since the last call, or the next preview; waits until there is something.
+
+        Raises what failed it.
+        """
         await self._news.wait()
-        self._news.clear()
         if self._failure is not None:
             raise self._failure
-        preview, self._preview = self._preview, None
+        preview = self._previews.popleft() if self._previews else None
         queue_seconds, self._queue_seconds = self._queue_seconds, None
-        last = self._last
+        last = self._last if preview is None else None
+        if not self._previews and (self._last is None or last is not None):
+            self._news.clear()
         return ImageOutput(
             id=self.request.id,
             step=self._step,

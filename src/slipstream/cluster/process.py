@@ -17,6 +17,8 @@ from slipstream.cluster.config import WorkerConfig
 
 FATAL_EXIT = 70
 """Exit code of a worker that sent Fatal before it exited (EX_SOFTWARE of sysexits.h)."""
+LOST_EXIT = 71
+"""Exit code of a member of a group that lost another one, or failed for a reason that may pass (EX_OSERR)."""
 
 _TAIL_BYTES = 4096
 _TAIL_LINES = 12
@@ -66,9 +68,12 @@ class WorkerProcess:
     lives as long as the process.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], errors: asyncio.StreamReader) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], errors: asyncio.StreamReader, pipe: asyncio.ReadTransport
+    ) -> None:
         self._process = process
         self._errors = errors
+        self._pipe = pipe
         self._tail = b""
         loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = loop.create_future()
@@ -86,16 +91,22 @@ class WorkerProcess:
         process = (early and early.take()) or EarlyWorker().take()
         assert process is not None and process.stdin is not None and process.stderr is not None
         errors = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(errors), process.stderr)
+        loop = asyncio.get_running_loop()
+        pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(errors), process.stderr)
         # It stays open: the worker takes its end for the parent's death. One that has died already shows in `exited`.
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(msgspec.json.encode(config) + b"\n")
-        return cls(process, errors)
+        return cls(process, errors, pipe)
 
     @property
     def pid(self) -> int:
         """The process id."""
         return self._process.pid
+
+    @property
+    def pids(self) -> list[int]:
+        """The same, as of a group of one."""
+        return [self._process.pid]
 
     @property
     def last_lines(self) -> str:
@@ -128,6 +139,8 @@ class WorkerProcess:
         code = await self._ended
         await asyncio.wait({self._pump}, timeout=_PUMP_GRACE)
         self._pump.cancel()
+        # uvloop leaves it open at the end of the stream.
+        self._pipe.close()
         assert self._process.stdin is not None
         self._process.stdin.close()
         return code

@@ -15,16 +15,12 @@ class Stream:
     """Everything that is known of a request in flight: enough to hand it out, and to replay it on another worker.
 
     Outputs that the reader has not taken are merged into one, so a slow reader costs the tokens and log probabilities
-    themselves and no queue of objects. `wire_id` is the request's id on the socket: unique over the client's life, so
-    that late outputs of an aborted request never reach a newer one of the same name. `sent_to` is the incarnation that
-    holds the request, None while no worker does. `fruitless` counts the workers that died with it in a row without
-    giving it a token.
+    themselves and no queue of objects. `fruitless` counts the workers that died with it in a row without giving it a
+    token.
     """
 
-    def __init__(self, request: EngineRequest, wire_id: str) -> None:
+    def __init__(self, request: EngineRequest) -> None:
         self.request = request
-        self.wire_id = wire_id
-        self.sent_to: int | None = None
         self.finished = False
         self.fruitless = 0
         self._tokens: list[int] = []
@@ -42,16 +38,20 @@ class Stream:
         self._failure: RequestError | None = None
         self._news = asyncio.Event()
 
-    def submit(self, incarnation: int) -> EngineRequest:
-        """The request for this incarnation to go on with: after a replay, its tokens so far count as output."""
-        self.sent_to = incarnation
+    @property
+    def text(self) -> list[int]:
+        """The prompt's tokens and all that followed."""
+        return [*self.request.prompt_token_ids, *self.request.output_token_ids, *self._tokens]
+
+    def submit(self, wire_id: str) -> EngineRequest:
+        """The request, under that id, for a worker to go on with: after a replay, its tokens so far count as output."""
         self._tokens_at_submit = len(self._tokens)
         sampling = self.request.sampling
         if self._had_prompt_logprobs:
             sampling = replace(sampling, prompt_logprobs=None)
         return replace(
             self.request,
-            id=self.wire_id,
+            id=wire_id,
             sampling=sampling,
             output_token_ids=[*self.request.output_token_ids, *self._tokens],
         )
@@ -59,7 +59,6 @@ class Stream:
     def orphan(self) -> None:
         """Note that the worker that held this request died."""
         self.fruitless = 0 if self.advanced else self.fruitless + 1
-        self.sent_to = None
 
     @property
     def advanced(self) -> bool:

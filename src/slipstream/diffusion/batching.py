@@ -7,7 +7,7 @@ its places are arrays. Decided here in Python, computed in `slots`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from jax import Array, device_put
 from jax.sharding import Sharding
 
 from slipstream.diffusion import slots as device
-from slipstream.diffusion.pipeline import Family, Text
+from slipstream.diffusion.pipeline import Family, Kept, Text
+from slipstream.diffusion.programs import Programs
 from slipstream.diffusion.request import Job
 from slipstream.diffusion.reuse import Guess
 from slipstream.diffusion.slots import Numbers, Places
@@ -46,33 +47,45 @@ class Start:
 
 
 class Moved(NamedTuple):
-    """A picture after a step. `latents` [1, h, w, c] after the last one, else None. `passed`: the model ran."""
+    """A picture after a step. `latents` [1, h, w, c] after the last one, else None. `passed`: the model ran.
+
+    `lines`: which rows of the step were the picture's.
+    """
 
     id: str
     step: int
     steps: int
     latents: Array | None
     passed: bool
+    lines: tuple[int, ...] = ()
 
 
 class Tick(NamedTuple):
-    """A started step. `done`: there when it is finished. `rows`: passes of the model. `computed`: those and padding."""
+    """A started step. `done`: there when it is finished. `rows`: passes of the model. `computed`: those and padding.
+
+    `reused` bool [computed]: rows whose pass took most of an earlier one; None without first-block caching.
+    """
 
     moved: list[Moved]
     done: list[Array]
     rows: int
     computed: int
+    reused: Array | None = None
 
 
 @dataclass(eq=False)
 class _Occupant:
-    """A picture in the pool: its rows (the second for its other pass) and how many of its steps were started."""
+    """A picture in the pool: its rows (the second for its other pass) and how many of its steps were started.
+
+    `kept`: the model has run for it, so that there is something to reuse.
+    """
 
     start: Start
     row: int
     other: int | None
     guesses: tuple[Guess | None, ...]
     done: int = 0
+    kept: bool = False
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -83,7 +96,9 @@ class Pool:
     """Pictures of `height` x `width` pixels. Not thread safe.
 
     `batches`: how many rows a step may compute, rising; the last is the size of the pool. Each is compiled once; a step
-    takes the smallest that holds its rows.
+    takes the smallest that holds its rows. `adapters`: how many the weights have beside them.
+    `programs`: the compiled functions of the size, its own if None. `keeps`: tokens and width of what first-block
+    caching keeps, None for none.
     """
 
     def __init__(
@@ -97,15 +112,24 @@ class Pool:
         batches: tuple[int, ...],
         kernels: Kernels,
         home: Sharding,
+        adapters: int = 0,
+        programs: Programs | None = None,
+        keeps: tuple[int, int] | None = None,
     ) -> None:
         traits = family.traits
         self.family = family
         self.batches = batches
         self.shape = (height // traits.factor, width // traits.factor, traits.channels)
         self._weights, self._kernels, self._home = weights, kernels, home
+        self._programs = programs or Programs()
+        self._numbers = device.NUMBERS + adapters
         self._sizes = family.sizes(height, width)
         # Everything lies where the weights do: a function is compiled again for arrays that lie elsewhere.
-        self._slots = device_put(device.empty(batches[-1], *self.shape, traits.extra, len(self._sizes), text), home)
+        self._slots = device_put(
+            self._programs.empty(batches[-1], *self.shape, traits.extra, len(self._sizes), text), home
+        )
+        nothing = None if keeps is None else self._programs.nothing_kept(batches[-1], *keeps, text)
+        self._kept: Kept | None = None if nothing is None else device_put(nothing, home)
         self._free = list(range(batches[-1]))
         self._in: dict[str, _Occupant] = {}
         self._waiting: deque[Start] = deque()
@@ -154,26 +178,35 @@ class Pool:
         guess = [one for one in self._in.values() if one.guesses[one.done] is not None]
         rows = sum(len(one.rows) for one in run)
         size = next((size for size in self.batches if size >= rows), 0) if rows else 0
-        done = [self._run(run, size)] if run else []
-        done += [self._coast(guess)] if guess else []
-        return Tick([self._moved(one) for one in (*run, *guess)], done, rows, size)
+        done: list[Array] = []
+        reused: Array | None = None
+        if run:
+            finished, reused = self._run(run, size)
+            done.append(finished)
+        if guess:
+            done.append(self._coast(guess))
+        lines = iter(range(rows))
+        moved = [self._moved(one, tuple(next(lines) for _ in one.rows)) for one in run]
+        return Tick(moved + [self._moved(one) for one in guess], done, rows, size, reused)
 
     def preview(self, id: str) -> Array | None:
         """Latents [1, h, w, c] of the picture that the model saw in its last step; None if it is not here."""
         occupant = self._in.get(id)
-        return None if occupant is None else device.latents_of(self._slots, np.int32(occupant.row))[1]
+        if occupant is None:
+            return None
+        seen: Array = self._programs.latents_of(self._slots, np.int32(occupant.row))[1]
+        return seen
 
     def warm_up(self, text: Text) -> None:
         """Compile all that steps need, with an empty pool."""
         self._slots = self._placed(0, self._blank, self._blank, self._all, self._no_extra, text, (0.0, 0.0))
         self._slots = self._with_text(0, text)
-        self._slots = device.refresh(self._slots, np.int32(0), self._noise(0, 0))
-        device.latents_of(self._slots, np.int32(0))
+        self._slots = self._programs.refresh(self._slots, np.int32(0), self._noise(0, 0))
+        self._programs.latents_of(self._slots, np.int32(0))
         for size in self.batches:
-            numbers, places = self._filled((), size)
-            self._slots, _ = device.denoise(self.family, self._kernels, self._weights, self._slots, numbers, places)
+            self._denoise(*self._filled((), size), np.zeros(size, np.float32))
         numbers, places = self._filled((), self.rows)
-        self._slots, done = device.coast(self._slots, numbers, places)
+        self._slots, done = self._programs.coast(self._slots, numbers, places)
         jax.block_until_ready(done)
 
     @staticmethod
@@ -208,44 +241,59 @@ class Pool:
         job = one.start.job
         if job.schedule.rows[one.done].fresh:
             noise = self._noise(job.seed, job.begin + one.done + 1)
-            self._slots = device.refresh(self._slots, np.int32(one.row), noise)
+            self._slots = self._programs.refresh(self._slots, np.int32(one.row), noise)
 
     def _noise(self, seed: int, number: int) -> Array:
-        drawn = device.unit_noise(device.words(seed), np.uint32(number), self.shape)
+        drawn = self._programs.unit_noise(device.words(seed), np.uint32(number), self.shape)
         return device_put(drawn, self._home)
 
     def _placed(
         self, row: int, noise: Any, picture: Any, mask: Any, extra: Any, text: Text, amounts: tuple[float, float]
     ) -> device.Slots:
         given = device_put((noise, picture, mask, extra, text, self._sizes, np.array(amounts, np.float32)), self._home)
-        return device.admit(self._slots, np.int32(row), *given)
+        placed: device.Slots = self._programs.admit(self._slots, np.int32(row), *given)
+        return placed
 
     def _with_text(self, row: int, text: Text) -> device.Slots:
         given = device_put((text, self._sizes), self._home)
-        return device.admit_text(self._slots, np.int32(row), *given)
+        placed: device.Slots = self._programs.admit_text(self._slots, np.int32(row), *given)
+        return placed
 
-    def _run(self, occupants: Iterable[_Occupant], size: int) -> Array:
-        """Start a step of `size` rows with the model; what is there when it is done."""
+    def _run(self, occupants: Sequence[_Occupant], size: int) -> tuple[Array, Array | None]:
+        """Start a step of `size` rows with the model; what is there when it is done, and which rows reused."""
         rows = [row for one in occupants for row in self._lines(one)]
+        limits = np.zeros(size, np.float32)
+        limits[: len(rows)] = [one.start.job.limit if one.kept else 0.0 for one in occupants for _ in one.rows]
+        for one in occupants:
+            one.kept = True
         # Places among the rows of the step are known only now.
         where = {places.row: i for i, (_, places) in enumerate(rows)}
         lined = [(numbers, places._replace(other=where[places.other])) for numbers, places in rows]
         numbers, places = self._filled(lined, size)
-        self._slots, done = device.denoise(self.family, self._kernels, self._weights, self._slots, numbers, places)
-        return done
+        return self._denoise(numbers, places, limits)
+
+    def _denoise(self, numbers: np.ndarray, places: np.ndarray, limits: np.ndarray) -> tuple[Array, Array | None]:
+        model = self.family, self._kernels, self._weights
+        if self._kept is None:
+            self._slots, done = self._programs.denoise(*model, self._slots, numbers, places)
+            return done, None
+        self._slots, self._kept, reused = self._programs.denoise_reusing(
+            *model, self._slots, self._kept, numbers, places, limits
+        )
+        return reused, reused
 
     def _coast(self, occupants: Iterable[_Occupant]) -> Array:
         """Start a step that guesses. It is small: all rows are computed whatever their number."""
         rows = [self._lines(one)[0] for one in occupants]
         numbers, places = self._filled(rows, self.rows)
-        self._slots, done = device.coast(self._slots, numbers, places)
+        self._slots, done = self._programs.coast(self._slots, numbers, places)
         return done
 
     def _lines(self, one: _Occupant) -> list[tuple[Numbers, Places[int]]]:
         """The rows of a step that a picture takes; `other` is still a row of the pool."""
         job = one.start.job
         guess = one.guesses[one.done] or Guess(0.0, 0.0)
-        numbers = Numbers(job.schedule.rows[one.done], job.guidance, job.embedded, guess)
+        numbers = Numbers(job.schedule.rows[one.done], job.guidance, job.embedded, guess, job.loras)
         other = one.row if one.other is None else one.other
         first = Places(one.row, one.row, other, one.row)
         if one.other is None:
@@ -253,20 +301,20 @@ class Pool:
         return [(numbers, first), (numbers, first._replace(row=one.other, other=one.other, write=self.rows))]
 
     def _filled(self, rows: Iterable[tuple[Numbers, Places[int]]], size: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows as arrays of `size`; what is left over computes on row 0 and writes nothing."""
-        numbers = np.zeros((size, device.NUMBERS), np.float32)
+        """The rows as arrays of `size`; what is left over is past the end, and writes nothing."""
+        numbers = np.zeros((size, self._numbers), np.float32)
         places = np.zeros((size, len(Places._fields)), np.int32)
-        places[:] = Places(0, 0, 0, self.rows)
+        places[:] = Places(self.rows, 0, 0, self.rows)
         for i, (number, place) in enumerate(rows):
             numbers[i], places[i] = number.flat(), place
         return numbers, places
 
-    def _moved(self, one: _Occupant) -> Moved:
+    def _moved(self, one: _Occupant, lines: tuple[int, ...] = ()) -> Moved:
         passed = one.guesses[one.done] is None
         one.done += 1
         steps, latents = one.start.job.schedule.steps, None
         if one.done == steps:
-            latents = device.latents_of(self._slots, np.int32(one.row))[0]
+            latents = self._programs.latents_of(self._slots, np.int32(one.row))[0]
             del self._in[one.start.id]
             self._release(one)
-        return Moved(one.start.id, one.done, steps, latents, passed)
+        return Moved(one.start.id, one.done, steps, latents, passed, lines)

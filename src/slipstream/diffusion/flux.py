@@ -10,12 +10,16 @@ import numpy as np
 from einops import rearrange
 from jax import Array
 
-from slipstream.diffusion.pipeline import Text, Traits, from_unit, to_unit
+from slipstream.diffusion.pipeline import Kept, Text, Traits, from_unit, to_unit
+from slipstream.diffusion.tiling import decoded
 from slipstream.kernels.ragged import Kernels
 from slipstream.models.image import autoencoder, clip, flux, t5
 
 PATCH = 2
 """Latents along a side that make a token."""
+
+Inputs = tuple[Array, Array, Array, Array, Array | None, Array, Array]
+"""Tokens, states of the text, its vector, time, guidance, and the places of text and picture."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,41 @@ class Flux:
         kernels: Kernels,
     ) -> Array:
         """See `Family`."""
+        given = self._inputs(x, extra, text, time, guidance)
+        out = flux.forward(w, self.transformer, *given, kernels=kernels)
+        return self._unpacked(out, x)
+
+    def keeps(self, height: int, width: int) -> tuple[int, int] | None:
+        """See `Family`."""
+        return self.tokens(height, width), self.transformer.width
+
+    def predict_reusing(
+        self,
+        w: Any,
+        x: Array,
+        extra: Array,
+        text: Text,
+        sizes: Array,
+        time: Array,
+        guidance: Array,
+        kept: Kept,
+        limits: Array,
+        real: Array,
+        kernels: Kernels,
+    ) -> tuple[Array, Kept, Array]:
+        """See `Family`."""
+        given = self._inputs(x, extra, text, time, guidance)
+        out, left, reused = flux.forward_reusing(
+            w, self.transformer, *given, flux.Kept(*kept), limits, real, kernels=kernels
+        )
+        return self._unpacked(out, x), Kept(*left), reused
+
+    def _inputs(self, x: Array, extra: Array, text: Text, time: Array, guidance: Array) -> Inputs:
+        """What the transformer takes, in its order."""
         height, width = x.shape[1] // PATCH, x.shape[2] // PATCH
         # Channels are the slowest part of a token, so that latents and what lies beside them pack as one.
         packed = pack(jnp.concatenate([x, extra], -1)).astype(text.states.dtype)
-        out = flux.forward(
-            w,
-            self.transformer,
+        return (
             packed,
             text.states,
             text.pooled,
@@ -72,19 +105,20 @@ class Flux:
             guidance if self.traits.embeds_guidance else None,
             jnp.zeros((text.states.shape[1], 3), jnp.float32),
             jnp.asarray(places(height, width)),
-            kernels=kernels,
         )
-        return unpack(out, height, width).astype(jnp.float32)
+
+    def _unpacked(self, out: Array, x: Array) -> Array:
+        """Tokens that came out as latents of the form of `x`."""
+        return unpack(out, x.shape[1] // PATCH, x.shape[2] // PATCH).astype(jnp.float32)
 
     def encode(self, w: Any, pictures: Array, kernels: Kernels) -> Array:
         """See `Family`."""
         mean, _ = autoencoder.encode(w, self.vae, from_unit(pictures), kernels=kernels)
         return autoencoder.to_latent(self.vae, mean).astype(jnp.float32)
 
-    def decode(self, w: Any, latents: Array, kernels: Kernels) -> Array:
+    def decode(self, w: Any, latents: Array, kernels: Kernels, tile: int | None = None) -> Array:
         """See `Family`."""
-        raw = autoencoder.from_latent(self.vae, latents)
-        return to_unit(autoencoder.decode(w, self.vae, raw, kernels=kernels))
+        return to_unit(decoded(w, self.vae, latents, kernels, tile))
 
     def beside(self, masked: Array, mask: Array) -> Array:
         """The masked picture's latents, and of the mask all pixels of a latent as channels."""

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import jax
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
+from slipstream.checkpoint.adapters import with_adapters
 from slipstream.checkpoint.loading import load
+from slipstream.checkpoint.lora import Delta, Lora, deltas_of
+from slipstream.checkpoint.placement import Placement
 from slipstream.checkpoint.progress import Progress, silent
+from slipstream.checkpoint.quantized.rounded import RoundedSource
 from slipstream.checkpoint.renamed import Renamed
 from slipstream.diffusion.engine import PictureEngine, PoolOptions, Tokenize
 from slipstream.diffusion.flux import PATCH, Flux
 from slipstream.diffusion.pipeline import Family, Traits, Weights
-from slipstream.diffusion.request import Limits
+from slipstream.diffusion.request import MOST_GUIDANCE, Limits
 from slipstream.diffusion.scheduler_config import SchedulerConfig, read
 from slipstream.diffusion.sdxl import Sdxl
-from slipstream.errors import CheckpointError, UnsupportedModel
+from slipstream.errors import CheckpointError, ConfigError, UnsupportedModel
+from slipstream.kernels.native import library
 from slipstream.kernels.ragged import Kernels
+from slipstream.models.image import autoencoder, unet
 from slipstream.models.image.registry import Model, models_of, pipeline_of
+from slipstream.parallel.fit import check_share
+from slipstream.parallel.mesh import make_mesh, replicas
+from slipstream.parallel.rules import rules_of
+from slipstream.parallel.spread import whole
+from slipstream.quant.rounding import SCHEMES
 from slipstream.spec.image import ImageCheckpoint
-from slipstream.spec.param import Param
+from slipstream.spec.param import params
+from slipstream.spec.source import Source
 from slipstream.text.padded import PaddedTokenizer
+
+logger = logging.getLogger(__name__)
 
 TOKENS_GUIDED, TOKENS_FAST = 512, 256
 """T5's tokens of a text, as Flux dev and as schnell was trained with."""
@@ -35,42 +52,107 @@ UNET_SIDE, FLUX_SIDE = 128, 1024
 DENOISERS: Final = {"flux": "transformer", "sdxl": "unet"}
 """The part of a pipeline that denoises."""
 
+QUANTIZED: Final = frozenset({"flux", "unet", "t5"})
+"""The modules whose layers are rounded to small numbers where that is asked for; the others are small beside them."""
+
 
 def load_engine(
     checkpoint: ImageCheckpoint,
     *,
     dtype: np.dtype,
     text_tokens: int | None = None,
+    tp: int = 1,
+    quantization: str | None = None,
     options: PoolOptions | None = None,
     limits: Limits | None = None,
-    kernels: Kernels = "reference",
-    home: Sharding | None = None,
+    kernels: Kernels | None = None,
+    adapters: Mapping[str, Path] | None = None,
     progress: Progress = silent,
 ) -> PictureEngine:
-    """Load all of a checkpoint. `text_tokens`: of T5, None as the model was trained. `home`: where weights go.
+    """Load all of a checkpoint. `text_tokens`: of T5, None as the model was trained.
+
+    `tp`: how many devices weights are sharded over; each gets its parts from the files. `quantization`: one of SCHEMES
+    for the matrices of layers. `kernels`: None for those that the devices are fastest with. `adapters`: LoRA files by
+    the names that requests give them.
 
     The autoencoder is float32 whatever `dtype` is: it is a small part of the work, and rounding shows in pictures.
-    Raises an error of `errors` for a checkpoint that is damaged or holds what is not computed here.
+    Raises an error of `errors` for a checkpoint that is damaged or holds what is not computed here, and ConfigError for
+    settings that the devices or the model cannot have.
     """
-    home = home or SingleDeviceSharding(jax.devices()[0])
+    devices = replicas(jax.local_devices(), tp, 1)[0]
+    kernels = kernels_of(kernels, devices[0].platform, tp)
     models = models_of(checkpoint)
     kind = pipeline_of(checkpoint.pipeline).name
     family = family_of(kind, models, checkpoint)
     schedule = scheduler_of(kind, checkpoint)
     tokenize = tokenizer_of(kind, family, checkpoint, text_tokens)
+    check_share(models[DENOISERS[kind]].plan, tp, rules_of())
+    mesh = make_mesh(devices, tp) if tp > 1 else None
+    home = SingleDeviceSharding(devices[0]) if mesh is None else whole(mesh)
+    native = kernels == "cpu"
+    if native and (missing := library.reason()):
+        logger.warning("%s", missing)
+        native = False
+    placement = Placement(devices[0], dtype, native, "exact", mesh, partial=True)
+    wide = replace(placement, dtype=np.dtype(np.float32))
+    added = {name: deltas_of(Lora(path), checkpoint) for name, path in (adapters or {}).items()}
     loaded = {
-        name: _loaded(model, np.dtype(np.float32) if name == "vae" else dtype, home, progress)
+        name: _loaded(model, wide if name == "vae" else placement, quantization, progress)
         for name, model in models.items()
     }
+    for name, model in models.items():
+        changes = {adapter: _by_plan(parts.get(name, ()), model) for adapter, parts in added.items()}
+        loaded[name] = with_adapters(
+            model.plan, loaded[name], changes, lambda value: jax.device_put(value.astype(dtype), home)
+        )
+    if kernels == "cpu":
+        _prepare(loaded, models, family.traits, dtype)
     weights = Weights(loaded[DENOISERS[kind]], (loaded["text_encoder"], loaded["text_encoder_2"]), loaded["vae"])
     return PictureEngine(
-        family, weights, schedule, tokenize, options=options, limits=limits, kernels=kernels, home=home
+        family,
+        weights,
+        schedule,
+        tokenize,
+        options=options,
+        limits=limits,
+        kernels=kernels,
+        home=home,
+        adapters=tuple(added),
     )
+
+
+def kernels_of(asked: Kernels | None, platform: str, tp: int) -> Kernels:
+    """The kernels of `tp` devices of a platform. Raises ConfigError for native ones on several devices."""
+    if asked == "cpu" and tp > 1:
+        raise ConfigError(f'kernels="cpu" are for one device, and tp is {tp}: leave kernels out')
+    return asked or ("cpu" if platform == "cpu" and tp == 1 else "reference")
 
 
 def family_of(kind: str, models: Mapping[str, Model], checkpoint: ImageCheckpoint) -> Family:
     """The family of a pipeline by its models' configs. Raises UnsupportedModel where they do not fit together."""
     return _FAMILIES[kind](models, checkpoint)
+
+
+def with_defaults(traits: Traits, checkpoint: ImageCheckpoint) -> Traits:
+    """Traits with the steps and the guidance that the folder names. Raises CheckpointError for values that are none.
+
+    Guidance named for a model that has none of its own is true guidance from then on, as SDXL's is.
+    """
+    named = dict(checkpoint.defaults)
+    steps, guidance = named.pop("steps", traits.steps), named.pop("guidance", None)
+    if named:
+        raise CheckpointError(f"{checkpoint.path}: defaults are steps and guidance, not {', '.join(sorted(named))}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise CheckpointError(f"{checkpoint.path}: the default of steps must be a whole number from 1, got {steps!r}")
+    if guidance is None:
+        return replace(traits, steps=steps)
+    if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not 0 <= guidance <= MOST_GUIDANCE:
+        raise CheckpointError(
+            f"{checkpoint.path}: the default of guidance must be from 0 to {MOST_GUIDANCE:g}, got {guidance!r}"
+        )
+    if traits.guidance is not None:
+        return replace(traits, steps=steps, guidance=float(guidance))
+    return replace(traits, steps=steps, true_guidance=float(guidance))
 
 
 def scheduler_of(kind: str, checkpoint: ImageCheckpoint) -> SchedulerConfig:
@@ -90,7 +172,7 @@ def tokenizer_of(kind: str, family: Family, checkpoint: ImageCheckpoint, text_to
             raise CheckpointError(f"{checkpoint.path} has no {name}: texts cannot be encoded")
     second = None
     if kind == "flux":
-        most = TOKENS_GUIDED if family.traits.embeds_guidance else TOKENS_FAST
+        most = trained_tokens(family)
         second = text_tokens or min(most, checkpoint.tokenizers["tokenizer_2"].max_length or most)
     both = (
         PaddedTokenizer.of(checkpoint.tokenizers["tokenizer"]),
@@ -99,17 +181,49 @@ def tokenizer_of(kind: str, family: Family, checkpoint: ImageCheckpoint, text_to
     return partial(_tokens, both)
 
 
+def trained_tokens(family: Family) -> int:
+    """T5's tokens of a text, as a Flux model was trained."""
+    return TOKENS_GUIDED if family.traits.embeds_guidance else TOKENS_FAST
+
+
 def _tokens(tokenizers: tuple[PaddedTokenizer, ...], text: str) -> tuple[np.ndarray, ...]:
     return tuple(one.rows([text]) for one in tokenizers)
 
 
-def _loaded(model: Model, dtype: np.dtype, home: Sharding, progress: Progress) -> Any:
-    source = Renamed.of(model.component.source, model.module.rename)
+def _prepare(loaded: dict[str, Any], models: Mapping[str, Model], traits: Traits, dtype: np.dtype) -> None:
+    """Put convolutions of float32 into the form that a CPU is fastest with, for pictures of the model's own size."""
+    side = traits.side // traits.factor
+    loaded["vae"] = autoencoder.prepare(loaded["vae"], models["vae"].config, (side, side))
+    if "unet" in models and dtype == np.float32:
+        loaded["unet"] = unet.prepare(loaded["unet"], models["unet"].config, (side, side))
 
-    def place(param: Param, path: str, value: np.ndarray) -> jax.Array:
-        return jax.device_put(value.astype(np.float32 if param.wide else dtype, copy=False), home)
 
-    return load(model.plan, source, place, progress=progress, allowed_unused=model.module.unread)
+def _loaded(model: Model, placement: Placement, quantization: str | None, progress: Progress) -> Any:
+    return load(
+        model.plan,
+        rounded(model, Renamed.of(model.component.source, model.module.rename), quantization),
+        placement.place,
+        place_blocks=placement.place_blocks,
+        place_parts=placement.place_parts,
+        progress=progress,
+        allowed_unused=model.module.unread,
+    )
+
+
+def _by_plan(changes: Sequence[tuple[str, Delta]], model: Model) -> dict[str, list[Delta]]:
+    """What an adapter adds to a model's tensors, by the plan's names."""
+    found: dict[str, list[Delta]] = {}
+    for name, delta in changes:
+        found.setdefault(model.module.rename(name), []).append(delta)
+    return found
+
+
+def rounded(model: Model, source: Source, quantization: str | None) -> Source:
+    """The weights of a model, those of its layers rounded to one of SCHEMES; as they are for None."""
+    if quantization is None or model.module.name not in QUANTIZED:
+        return source
+    layers = tuple(param for _, param in params(model.plan) if param.layers is not None)
+    return RoundedSource(source, layers, SCHEMES[quantization])
 
 
 def _flux(models: Mapping[str, Model], checkpoint: ImageCheckpoint) -> Flux:
@@ -135,6 +249,7 @@ def _flux(models: Mapping[str, Model], checkpoint: ImageCheckpoint) -> Flux:
         zeros=False,
         steps=28 if transformer.guided else 4,
     )
+    traits = with_defaults(traits, checkpoint)
     return Flux(transformer, models["text_encoder"].config, models["text_encoder_2"].config, vae, traits)
 
 
@@ -161,6 +276,7 @@ def _sdxl(models: Mapping[str, Model], checkpoint: ImageCheckpoint) -> Sdxl:
         zeros=bool(checkpoint.settings.get("force_zeros_for_empty_prompt", True)),
         steps=4 if embeds else 30,
     )
+    traits = with_defaults(traits, checkpoint)
     return Sdxl(unet, models["text_encoder"].config, models["text_encoder_2"].config, vae, traits)
 
 

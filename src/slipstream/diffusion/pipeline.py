@@ -58,6 +58,16 @@ class Traits:
     steps: int
 
 
+NO_FIRST_BLOCK = "first-block caching is for transformers: a UNet (SDXL) has none, take step reuse"
+
+
+class Kept(NamedTuple):
+    """What rows keep of a pass for first-block caching, [b, t, d] each: what the first block added, and the rest."""
+
+    first: Array
+    rest: Array
+
+
 class Family(Protocol):
     """A family's models as pure functions. Frozen and hashable: it is static in compiled functions."""
 
@@ -93,11 +103,37 @@ class Family(Protocol):
         `extra` [b, h, w, e]; `sizes` [b, k]; `time` [b] as a schedule has it; `guidance` [b], read where embedded.
         """
 
+    def keeps(self, height: int, width: int) -> tuple[int, int] | None:
+        """t and d of `Kept` for pictures of so many pixels; None where the model has no first block to go by."""
+
+    def predict_reusing(
+        self,
+        w: Any,
+        x: Array,
+        extra: Array,
+        text: Text,
+        sizes: Array,
+        time: Array,
+        guidance: Array,
+        kept: Kept,
+        limits: Array,
+        real: Array,
+        kernels: Kernels,
+    ) -> tuple[Array, Kept, Array]:
+        """`predict`, in which a row whose first block adds about what `kept` says takes the rest from there.
+
+        `limits` float32 [b]: about how much, relatively; 0 for a row that must compute. `real` bool [b]: rows that
+        count. Also gives what is kept now, and bool [b]: which rows reused. Called where `keeps` is not None.
+        """
+
     def encode(self, w: Any, pictures: Array, kernels: Kernels) -> Array:
         """Pictures float32 [b, H, W, 3] in 0..1 to the means of their latents [b, h, w, c], scaled for the model."""
 
-    def decode(self, w: Any, latents: Array, kernels: Kernels) -> Array:
-        """Latents float32 [b, h, w, c] to pictures float32 [b, H, W, 3] in 0..1."""
+    def decode(self, w: Any, latents: Array, kernels: Kernels, tile: int | None = None) -> Array:
+        """Latents float32 [b, h, w, c] to pictures float32 [b, H, W, 3] in 0..1.
+
+        `tile`: in overlapping tiles of so many latents a side, which takes the memory of one; None: whole.
+        """
 
     def beside(self, masked: Array, mask: Array) -> Array:
         """What a model with `extra` channels reads: [b, h, w, e].

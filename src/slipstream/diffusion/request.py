@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from secrets import randbits
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 FEW_STEPS = ("lcm", "lightning")
 """Samplers of models that were distilled to a few steps, and to do without true guidance."""
 
-MOST_GUIDANCE = 100.0
+MOST_GUIDANCE = MOST_SCALE = 100.0
 SEEDS = 1 << 64
 
 
@@ -37,6 +38,8 @@ class PictureRequest:
 
     `picture` float32 [height, width, 3] in 0..1 is what to change, by `strength` 0..1 (1: all of it). `mask` float32
     [height, width] is 1 where it is to be repainted; what else it shows stays. `reuse`: steps to guess.
+    `loras`: how much of each adapter, by its name: 1 is as it was trained. `first_block`: the limit of first-block
+    caching, 0 for none of it.
     """
 
     id: str
@@ -54,6 +57,8 @@ class PictureRequest:
     mask: np.ndarray | None = None
     strength: float | None = None
     reuse: Reuse | None = None
+    loras: Mapping[str, float] | None = None
+    first_block: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ class Job:
     """A request with everything decided. `guidance`: of two passes; 1 for one pass. `embedded`: the model's input.
 
     `negative`: the other pass's text, None for zeros (or for one pass). `begin`: steps of the schedule left out, which
-    count in the noise of those that follow. `pure`: it starts from noise alone.
+    count in the noise of those that follow. `pure`: it starts from noise alone. `loras`: how much of each adapter of
+    the model, in their order. `limit`: of first-block caching, 0 for none.
     """
 
     request: PictureRequest
@@ -84,9 +90,13 @@ class Job:
     negative: str | None
     seed: int
     pure: bool
+    loras: tuple[float, ...] = ()
+    limit: float = 0.0
 
 
-def resolve(request: PictureRequest, family: Family, config: SchedulerConfig, limits: Limits) -> Job:
+def resolve(
+    request: PictureRequest, family: Family, config: SchedulerConfig, limits: Limits, adapters: Sequence[str] = ()
+) -> Job:
     """Check a request and fill in the model's defaults. Raises RequestError that names the field at fault."""
     _text(request.prompt, "prompt", limits)
     if request.negative_prompt is not None:
@@ -115,7 +125,22 @@ def resolve(request: PictureRequest, family: Family, config: SchedulerConfig, li
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
         raise RequestError(f"seed must be a whole number from 0 to 2^64 - 1, got {seed!r}", param="seed")
     pure = request.picture is None or (request.mask is not None and request.strength in (None, 1))
-    return Job(request, width, height, rows, begin, guidance, embedded, negative, seed, pure)
+    loras = scales_of(request.loras or {}, adapters)
+    return Job(request, width, height, rows, begin, guidance, embedded, negative, seed, pure, loras)
+
+
+def scales_of(loras: Mapping[str, float], adapters: Sequence[str]) -> tuple[float, ...]:
+    """How much of each adapter. Raises RequestError for a name that none of them has, and for what is no number."""
+    for name, scale in loras.items():
+        if name not in adapters:
+            there = f"there are {', '.join(adapters)}" if adapters else "none was named when the model was started"
+            raise RequestError(f"there is no LoRA {str(name)[:64]!r}: {there}", param="loras", code="unknown_lora")
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not abs(scale) <= MOST_SCALE:
+            raise RequestError(
+                f"the scale of LoRA {name} must be a number from -{MOST_SCALE:g} to {MOST_SCALE:g}, got {scale!r}",
+                param="loras",
+            )
+    return tuple(float(loras.get(name, 0.0)) for name in adapters)
 
 
 def size(

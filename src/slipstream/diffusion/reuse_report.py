@@ -11,20 +11,23 @@ from slipstream.diffusion.engine import Finished, PictureEngine
 from slipstream.diffusion.request import PictureRequest
 from slipstream.diffusion.reuse import Quality, Reuse, quality
 
+Way = Reuse | float
+"""Of saving passes."""
 
-def report(
-    engine: PictureEngine, requests: Sequence[PictureRequest], reuses: Sequence[Reuse]
-) -> Mapping[Reuse, Quality]:
-    """Make all pictures in full, then with each of `reuses`, and compare. The requests must have seeds.
 
-    The engine must have no other work.
+def report(engine: PictureEngine, requests: Sequence[PictureRequest], ways: Sequence[Way]) -> Mapping[Way, Quality]:
+    """Make all pictures in full, then in each of the `ways`, and compare. The requests must have seeds.
+
+    A way is what to guess, or a limit of first-block caching, for which the engine must have been made. The engine must
+    have no other work.
     """
-    full = _made(engine, [replace(one, reuse=None) for one in requests])
-    found: dict[Reuse, Quality] = {}
-    for reuse in reuses:
-        made = _made(engine, [replace(one, reuse=reuse) for one in requests])
+    full = _made(engine, [replace(one, reuse=None, first_block=0.0) for one in requests])
+    found: dict[Way, Quality] = {}
+    for way in ways:
+        reuse, limit = (way, 0.0) if isinstance(way, Reuse) else (None, way)
+        made = _made(engine, [replace(one, reuse=reuse, first_block=limit) for one in requests])
         passes, full_passes = (sum(one.passes for one in side) for side in (made, full))
-        found[reuse] = quality(_pictures(full), _pictures(made), passes, full_passes)
+        found[way] = quality(_pictures(full), _pictures(made), passes, full_passes)
     return found
 
 

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from slipstream.diffusion.pipeline import Text, Traits, from_unit, shrink, to_unit
+from slipstream.diffusion.pipeline import NO_FIRST_BLOCK, Kept, Text, Traits, from_unit, shrink, to_unit
+from slipstream.diffusion.tiling import decoded
+from slipstream.errors import UnsupportedModel
 from slipstream.kernels.ragged import Kernels
 from slipstream.models.image import autoencoder, clip, unet
 
@@ -70,15 +72,35 @@ class Sdxl:
         )
         return out.astype(jnp.float32)
 
+    def keeps(self, height: int, width: int) -> tuple[int, int] | None:
+        """Nothing: what the first block of a UNet leaves goes past all others by the skips, which have no one sum."""
+        return None
+
+    def predict_reusing(
+        self,
+        w: Any,
+        x: Array,
+        extra: Array,
+        text: Text,
+        sizes: Array,
+        time: Array,
+        guidance: Array,
+        kept: Kept,
+        limits: Array,
+        real: Array,
+        kernels: Kernels,
+    ) -> tuple[Array, Kept, Array]:
+        """See `Family`: `keeps` says that this is not called."""
+        raise UnsupportedModel(NO_FIRST_BLOCK)
+
     def encode(self, w: Any, pictures: Array, kernels: Kernels) -> Array:
         """See `Family`."""
         mean, _ = autoencoder.encode(w, self.vae, from_unit(pictures), kernels=kernels)
         return autoencoder.to_latent(self.vae, mean).astype(jnp.float32)
 
-    def decode(self, w: Any, latents: Array, kernels: Kernels) -> Array:
+    def decode(self, w: Any, latents: Array, kernels: Kernels, tile: int | None = None) -> Array:
         """See `Family`."""
-        raw = autoencoder.from_latent(self.vae, latents)
-        return to_unit(autoencoder.decode(w, self.vae, raw, kernels=kernels))
+        return to_unit(decoded(w, self.vae, latents, kernels, tile))
 
     def beside(self, masked: Array, mask: Array) -> Array:
         """The mask of latents, then the masked picture's latents."""

@@ -1,4 +1,6 @@
-"""What a pool keeps on the device, and the compiled functions that change it. Every shape is fixed when it is made.
+"""What a pool keeps on the device, and the functions that change it. Every shape is fixed when it is made.
+
+`programs` compiles them.
 
 r rows of the pool, of which b take part in a step. A row is a place for one picture, and for one pass of the model: a
 picture with true guidance has a second row, of which only the text is read.
@@ -7,7 +9,6 @@ picture with true guidance has a second row, of which only the text is read.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -15,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from slipstream.diffusion.pipeline import Family, Text
+from slipstream.diffusion.pipeline import Family, Kept, Text
 from slipstream.diffusion.reuse import Guess
 from slipstream.diffusion.schedule import Row
+from slipstream.kernels.low_rank import bound
 from slipstream.kernels.ragged import Kernels
 
 At = TypeVar("At", int, Array)
@@ -46,24 +48,27 @@ class Slots:
 
 
 class Numbers(NamedTuple):
-    """The numbers of one row in one step: a schedule's, the guidances, and what to guess from."""
+    """The numbers of one row in one step: a schedule's, the guidances, what to guess from, how much of each adapter."""
 
     row: Row
     guidance: float
     embedded: float
     guess: Guess
+    loras: tuple[float, ...] = ()
 
     def flat(self) -> tuple[float, ...]:
         """In the order of `_columns`."""
-        return (*self.row, self.guidance, self.embedded, *self.guess)
+        return (*self.row, self.guidance, self.embedded, *self.guess, *self.loras)
 
 
 NUMBERS = len(Row._fields) + 2 + len(Guess._fields)
+"""Of a row, without those of adapters."""
 
 
 class Places(NamedTuple, Generic[At]):
     """Where one row of a step reads and writes. `row`: of its text. `image`: of its latents. `other`: which row of the
-    step has the pass without the prompt; itself where there is none. `write`: row to write, past the end for none.
+    step has the pass without the prompt; itself where there is none. `write`: row to write, past the end for none. A
+    row past the end is padding: what is computed for it goes nowhere.
     """
 
     row: At
@@ -109,7 +114,6 @@ def words(seed: int) -> np.ndarray:
     return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
 
 
-@partial(jax.jit, static_argnames=("shape",))
 def unit_noise(seed: Array, number: Array, shape: tuple[int, ...]) -> Array:
     """Unit noise float32 of `shape`, of a picture's seed (its words) and a number: the same in any batch.
 
@@ -119,13 +123,11 @@ def unit_noise(seed: Array, number: Array, shape: tuple[int, ...]) -> Array:
     return jax.random.normal(key, shape, jnp.float32)
 
 
-@partial(jax.jit, donate_argnames=("slots",))
 def refresh(slots: Slots, at: Array, noise: Array) -> Slots:
     """Give row `at` the noise [h, w, c] of its next step."""
     return replace(slots, fresh=slots.fresh.at[at].set(noise))
 
 
-@partial(jax.jit, donate_argnames=("slots",))
 def admit(
     slots: Slots,
     at: Array,
@@ -155,7 +157,6 @@ def admit(
     return jax.tree.map(lambda whole, row: whole.at[at].set(row.astype(whole.dtype)), slots, one)
 
 
-@partial(jax.jit, donate_argnames=("slots",))
 def admit_text(slots: Slots, at: Array, text: Text, sizes: Array) -> Slots:
     """Put the other pass of a picture into row `at`: a text alone."""
     return replace(
@@ -165,24 +166,54 @@ def admit_text(slots: Slots, at: Array, text: Text, sizes: Array) -> Slots:
     )
 
 
-@jax.jit
 def latents_of(slots: Slots, at: Array) -> tuple[Array, Array]:
     """x and what the model saw in it last, each [1, h, w, c], of row `at`."""
     return slots.x[at][None], slots.denoised[at][None]
 
 
-@partial(jax.jit, static_argnames=("family", "kernels"), donate_argnames=("slots",))
 def denoise(
     family: Family, kernels: Kernels, w: Any, slots: Slots, numbers: Array, places: Array
 ) -> tuple[Slots, Array]:
-    """A step of b rows with the model. `numbers` float32 [b, NUMBERS], `places` int32 [b, fields of `Places`].
+    """A step of b rows with the model. `numbers` float32 [b, NUMBERS + adapters], `places` int32 [b, fields].
 
     Also returns a number that is there when the step is done.
     """
     columns, at = _columns(numbers), _places(places)
+    w = bound(w, numbers[:, NUMBERS:])
+    return _guided(slots, columns, at, family.predict(w, *_inputs(slots, columns, at), kernels))
+
+
+def denoise_reusing(
+    family: Family, kernels: Kernels, w: Any, slots: Slots, kept: Kept, numbers: Array, places: Array, limits: Array
+) -> tuple[Slots, Kept, Array]:
+    """`denoise` with first-block caching. `kept`: [r, t, d] each. `limits` float32 [b]: see `Family.predict_reusing`.
+
+    Returns bool [b] last: which rows of the step reused.
+    """
+    columns, at = _columns(numbers), _places(places)
+    rows = len(kept.first)
+    own = Kept(*(_taken(values, at.row) for values in kept))
+    w = bound(w, numbers[:, NUMBERS:])
+    seen, left, reused = family.predict_reusing(w, *_inputs(slots, columns, at), own, limits, at.row < rows, kernels)
+    kept = Kept(*(whole.at[at.row].set(one, mode="drop") for whole, one in zip(kept, left, strict=True)))
+    return _guided(slots, columns, at, seen)[0], kept, reused
+
+
+def nothing_kept(rows: int, tokens: int, width: int, text: Text) -> Kept:
+    """Before any step, of the type of `text`."""
+    return Kept(*(jnp.zeros((rows, tokens, width), text.states.dtype) for _ in range(2)))
+
+
+def _inputs(slots: Slots, columns: _Columns, at: Places[Array]) -> tuple[Array, Array, Text, Array, Array, Array]:
+    """What a family predicts from, after its weights."""
     x, extra, sizes = (_taken(values, at.image) for values in (slots.x, slots.extra, slots.sizes))
     text = Text(*(_taken(values, at.row) for values in slots.text))
-    seen = family.predict(w, columns.row.in_scale * x, extra, text, sizes, columns.time, columns.embedded, kernels)
+    return columns.row.in_scale * x, extra, text, sizes, columns.time, columns.embedded
+
+
+def _guided(slots: Slots, columns: _Columns, at: Places[Array], seen: Array) -> tuple[Slots, Array]:
+    """The slots a step on, where the model has `seen` this in each row."""
+    x = _taken(slots.x, at.image)
     without = jnp.take(seen, at.other, axis=0, mode="clip")
     out = without + columns.guidance * (seen - without)
     before = _taken(slots.last, at.image)
@@ -195,7 +226,6 @@ def denoise(
     return slots, slots.x[0, 0, 0, 0]
 
 
-@partial(jax.jit, donate_argnames=("slots",))
 def coast(slots: Slots, numbers: Array, places: Array) -> tuple[Slots, Array]:
     """A step of b rows without the model: its last outputs stand for it, as `Guess` says. Otherwise as `denoise`."""
     columns, at = _columns(numbers), _places(places)
@@ -227,7 +257,7 @@ def _places(places: Array) -> Places[Array]:
 
 def _columns(numbers: Array) -> _Columns:
     """See `Numbers.flat`."""
-    flat, count = numbers.T, len(Row._fields)
+    flat, count = numbers[:, :NUMBERS].T, len(Row._fields)
     wide = [one[:, None, None, None] for one in flat]
     return _Columns(Row(*wide[:count]), wide[count], Guess(*wide[count + 2 :]), flat[0], flat[count + 1])
 

@@ -18,6 +18,7 @@ from slipstream.api.image_engine import (
     ImageRequest,
     Pixels,
 )
+from slipstream.checkpoint.adapters import parse_all
 from slipstream.checkpoint.image_opening import open_images
 from slipstream.checkpoint.lora import parse
 from slipstream.checkpoint.progress import Progress, silent
@@ -27,7 +28,7 @@ from slipstream.diffusion.loading import load_engine
 from slipstream.diffusion.request import Limits, PictureRequest
 from slipstream.diffusion.schedule import samplers
 from slipstream.kernels.compiles import CompileCounter, use_compile_cache
-from slipstream.kernels.ragged import Kernels
+from slipstream.kernels.native import library
 from slipstream.models.image.registry import pipeline_of
 
 DTYPES: Final = {
@@ -44,22 +45,30 @@ def start(path: Path, config: ImageEngineConfig, report: Progress = silent) -> I
     """
     use_compile_cache(config.compile_cache)
     counter = CompileCounter()
+    library.use_threads(None)  # before XLA starts its own
     platform = jax.default_backend()
     dtype = ("float32" if platform == "cpu" else "bfloat16") if config.dtype == "auto" else config.dtype
-    kernels: Kernels = "cpu" if platform == "cpu" else "reference"
     checkpoint = open_images(
         path,
         variant=config.variant,
         file=None if config.file is None else Path(config.file),
-        loras=[parse(one) for one in config.loras],
+        loras=[parse(one) for one in config.merge_lora],
     )
     engine = load_engine(
         checkpoint,
         dtype=DTYPES[dtype],
         text_tokens=config.text_tokens,
-        options=PoolOptions(batches=batches_of(config.slots), pools=config.pools),
+        tp=config.tp,
+        quantization=config.quantization,
+        options=PoolOptions(
+            batches=batches_of(config.slots),
+            pools=config.pools,
+            sizes=config.max_compiled_sizes,
+            first_block=config.cache_threshold if config.cache == "first-block" else None,
+            tiling=config.vae_tiling,
+        ),
         limits=Limits(pixels=config.max_pixels, steps=config.max_steps),
-        kernels=kernels,
+        adapters=parse_all(config.lora),
         progress=report,
     )
     return ready(engine, path.name, pipeline_of(checkpoint.pipeline).name, dtype, config.sizes, counter, report)
@@ -189,6 +198,7 @@ def picture_of(request: ImageRequest) -> PictureRequest:
         picture=None if request.image is None else request.image.array.astype(np.float32) / 255,
         mask=None if request.mask is None else request.mask.array[..., 0].astype(np.float32) / 255,
         strength=request.strength if edits else None,
+        loras={lora.name: lora.scale for lora in request.loras},
     )
 
 
@@ -235,9 +245,10 @@ def _info(engine: PictureEngine, model: str, family: str, dtype: str, seconds: f
         dtype=dtype,
         platform=device.platform,
         device=device.device_kind,
-        num_devices=1,
+        num_devices=engine.num_devices,
         compile_seconds=seconds,
         num_shapes=shapes,
         negative=traits.true_guidance is not None,
         true_guidance=traits.true_guidance is None,
+        loras=engine.adapters,
     )

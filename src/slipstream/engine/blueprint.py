@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slipstream.checkpoint.placement import Placement
 from slipstream.engine.config import EngineConfig
 from slipstream.engine.kernels import Chosen
 from slipstream.engine.lowering import Lowering
 from slipstream.engine.memory import KVShape, kv_dtype, row_size
-from slipstream.engine.placement import Placement
 from slipstream.engine.shapes import ShapePolicy
 from slipstream.models.registry import Family, ModelConfig
 from slipstream.parallel.mesh import make_mesh

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,16 +16,20 @@ import jax
 from slipstream.api.engine import EngineInfo
 from slipstream.checkpoint.fingerprint import fingerprint
 from slipstream.checkpoint.loading import check, load
+from slipstream.checkpoint.placement import Placement
 from slipstream.checkpoint.progress import Progress, silent
 from slipstream.checkpoint.quantized.rounded import RoundedSource
 from slipstream.engine.blueprint import Blueprint
 from slipstream.engine.config import EngineConfig
+from slipstream.engine.exchange import STAGED, Exchange
+from slipstream.engine.group import ALONE, Group, devices_for
 from slipstream.engine.kernels import Chosen, choose_kernels
-from slipstream.engine.loop import Engine
-from slipstream.engine.memory import device_limit, most_kv_bytes
+from slipstream.engine.loop import STEPS_IN_FLIGHT, Engine
+from slipstream.engine.memory import Budget, device_limit, gib, most_kv_bytes
 from slipstream.engine.origin import compile_facts, packing_facts
+from slipstream.engine.page_io import PageIO
 from slipstream.engine.pages import PagePool
-from slipstream.engine.placement import Placement
+from slipstream.engine.programs import Programs
 from slipstream.engine.replicas import Replicas
 from slipstream.engine.runner import JaxRunner
 from slipstream.engine.scheduler import Scheduler
@@ -37,25 +43,62 @@ from slipstream.kernels.packed import any_packed
 from slipstream.models.llm.stack import within
 from slipstream.models.registry import Family, ModelConfig, family
 from slipstream.parallel.fit import check_fit
-from slipstream.parallel.mesh import replicas
 from slipstream.parallel.rules import rules_of
 from slipstream.quant.rounding import SCHEMES
 from slipstream.spec.source import Checkpoint
 
+logger = logging.getLogger(__name__)
 
-def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = silent) -> Engine | Replicas:
+
+def build(
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    progress: Progress = silent,
+    group: Group = ALONE,
+    *,
+    exchanges: bool = False,
+) -> Engine | Replicas:
     """An engine that can take requests. `progress` gets the stages "load" (weights) and "compile" (shapes).
+
+    `group`: the processes whose devices it is on; this one leads. Their followers call `follow`.
+    `exchanges`: it has an `Exchange`; a single replica of one process with a prefix cache can.
 
     Raises UnsupportedModel, CheckpointError, ConfigError or OutOfMemory, before anything large is read where possible.
     """
+    if exchanges and (config.dp > 1 or group.size > 1 or not config.prefix_caching):
+        raise ConfigError(
+            "KV pages move between workers of one process and one replica that cache prefixes: leave --dp, --nnodes "
+            "and --no-prefix-caching out"
+        )
+    compiles = CompileCounter()
+    parts, groups = _parts(checkpoint, config, group, exchanges=exchanges)
+    engines = [_engine(parts, devices, compiles, _one_at_a_time(progress)) for devices in groups]
+    compiles.mark_ready()
+    return engines[0] if len(engines) == 1 else Replicas(engines)
+
+
+def follow(checkpoint: Checkpoint, config: EngineConfig, group: Group, progress: Progress = silent) -> None:
+    """Run what the leader's engine runs, on this process's devices, until the group ends. Raises what `build` does."""
+    parts, [devices] = _parts(checkpoint, config, group)
+    programs = _ready(parts, devices, _one_at_a_time(progress)).programs
+    begun: deque[Any] = deque()
+    for call in group.calls():
+        begun.append(programs.repeat(call))
+        if len(begun) > STEPS_IN_FLIGHT:  # Nobody reads the results; this is where a step's failure is noticed.
+            jax.block_until_ready(begun.popleft())
+
+
+def _parts(
+    checkpoint: Checkpoint, config: EngineConfig, group: Group, *, exchanges: bool = False
+) -> tuple[_Parts, list[list[jax.Device]]]:
+    """What can be decided before anything large is read, and each replica's devices."""
     # Before XLA starts, which looking for devices does.
     library.use_threads(config.cpu_threads, native=config.kernels in ("auto", "cpu"))
-    compiles = CompileCounter()
     members = family(checkpoint.config)
     model: ModelConfig = members.from_hf(checkpoint.config)
     max_len = _max_model_len(config, model)
     model = within(model, max_len)
-    groups = replicas(jax.local_devices(), config.tp, config.dp)
+    groups = devices_for(config, group)
     if groups[0][0].platform == "cpu":
         keep_freed_memory()
     plan = members.plan(model)
@@ -65,10 +108,7 @@ def build(checkpoint: Checkpoint, config: EngineConfig, progress: Progress = sil
         checkpoint = replace(checkpoint, source=rounded)
     check(plan, checkpoint.source, allowed_unused=members.unread)
     chosen = choose_kernels(config, groups[0][0].platform, config.tp * config.dp)
-    parts = _Parts(checkpoint, config, members, model, plan, max_len, chosen)
-    engines = [_engine(parts, devices, compiles, _one_at_a_time(progress)) for devices in groups]
-    compiles.mark_ready()
-    return engines[0] if len(engines) == 1 else Replicas(engines)
+    return _Parts(checkpoint, config, group, members, model, plan, max_len, chosen, exchanges), groups
 
 
 @dataclass(frozen=True)
@@ -77,28 +117,42 @@ class _Parts:
 
     checkpoint: Checkpoint
     config: EngineConfig
+    group: Group
     family: Family
     model: ModelConfig
     plan: Any
     max_len: int
     chosen: Chosen
+    exchanges: bool
 
 
-def _engine(parts: _Parts, devices: Sequence[jax.Device], compiles: CompileCounter, progress: Progress) -> Engine:
-    """One replica on its devices."""
-    device = devices[0]
+@dataclass(frozen=True)
+class _Ready:
+    """A replica whose devices can run: what is left is to plan what."""
+
+    blueprint: Blueprint
+    programs: Programs
+    budget: Budget
+    pages: int
+    compile_seconds: float
+
+
+def _ready(parts: _Parts, devices: Sequence[jax.Device], progress: Progress) -> _Ready:
+    """Compile for a replica's devices, and load its weights."""
+    device = next(one for one in devices if one.process_index == jax.process_index())
     blueprint = Blueprint.of(parts.family, parts.model, parts.config, parts.max_len, devices, parts.chosen)
     lowering, shapes, placement = blueprint.lowering, blueprint.shapes, blueprint.placement
     kv, count = lowering.kv, parts.config.tp * parts.config.dp
     config = replace(parts.config, page_size=kv.page_size)
     abstract = placement.abstract(parts.plan, parts.checkpoint.source)
     steps = StepCache(store_of(config.compile_cache, "steps"), compile_facts(devices), devices)
-    runner = JaxRunner(lowering, abstract, shapes, steps)
-    limit = device_limit(device, config.memory_fraction, count)
+    page_io = PageIO(lowering, parts.model.head_dim) if parts.exchanges else None
+    programs = Programs(lowering, abstract, shapes, steps, parts.group, page_io)
+    limit = device_limit(device, config.memory_fraction, count) - (STAGED * page_io.bytes_a_call if page_io else 0)
     started = time.monotonic()
     with ThreadPoolExecutor(1) as pool:  # reading weights and compiling need nothing of each other
         weights = pool.submit(_weights, parts, placement, abstract, progress)
-        budget, pages = runner.compile(
+        budget, pages = programs.compile(
             limit=limit,
             most_kv_bytes=most_kv_bytes(device, count, limit),
             most_pages=config.max_seqs * lowering.pages_per_row,
@@ -107,9 +161,18 @@ def _engine(parts: _Parts, devices: Sequence[jax.Device], compiles: CompileCount
             progress=progress,
         )
         compile_seconds = time.monotonic() - started
-    runner.start(weights.result())
+    programs.start(weights.result())
     if device.platform == "cpu":
         give_back_freed_memory()
+    return _Ready(blueprint, programs, budget, pages, compile_seconds)
+
+
+def _engine(parts: _Parts, devices: Sequence[jax.Device], compiles: CompileCounter, progress: Progress) -> Engine:
+    """One replica on its devices."""
+    device, ready = devices[0], _ready(parts, devices, progress)
+    blueprint, budget, pages = ready.blueprint, ready.budget, ready.pages
+    kv, shapes = blueprint.lowering.kv, blueprint.shapes
+    config = replace(parts.config, page_size=kv.page_size)
     max_len = min(parts.max_len, pages * kv.page_size)
     info = EngineInfo(
         model=str(parts.checkpoint.path.name),
@@ -127,13 +190,15 @@ def _engine(parts: _Parts, devices: Sequence[jax.Device], compiles: CompileCount
         platform=device.platform,
         device=device.device_kind,
         num_devices=len(devices),
-        compile_seconds=compile_seconds,
+        compile_seconds=ready.compile_seconds,
         num_shapes=len(shapes.all()),
         policy=config.policy,
         prefix_caching=config.prefix_caching,
         memory_fraction=config.memory_fraction,
     )
-    return Engine(Scheduler(config, PagePool(pages), shapes, max_len), runner, info, compiles)
+    scheduler = Scheduler(config, PagePool(pages), shapes, max_len)
+    exchange = Exchange(scheduler, ready.programs) if parts.exchanges else None
+    return Engine(scheduler, JaxRunner(ready.programs), info, compiles, exchange)
 
 
 def _weights(parts: _Parts, placement: Placement, abstract: Any, progress: Progress) -> Any:
@@ -156,6 +221,9 @@ def _weights(parts: _Parts, placement: Placement, abstract: Any, progress: Progr
     )
     if cache is not None:
         cache.keep(abstract, weights)
+    if parts.group.size > 1:
+        member = f"member {parts.group.rank} of {parts.group.size}"
+        logger.info("%s read %d bytes of weights (%s)", member, placement.tally.bytes, gib(placement.tally.bytes))
     return weights
 
 

@@ -12,6 +12,7 @@ import jax
 
 from slipstream.api.engine import EngineInfo, PoolingInfo
 from slipstream.checkpoint.loading import check, load
+from slipstream.checkpoint.placement import Placement
 from slipstream.checkpoint.progress import Progress, silent
 from slipstream.checkpoint.quantized.rounded import RoundedSource
 from slipstream.engine.blueprint import activations
@@ -22,7 +23,6 @@ from slipstream.engine.loop import Engine
 from slipstream.engine.memory import KVShape, device_limit, kv_dtype, most_kv_bytes, row_size
 from slipstream.engine.origin import compile_facts
 from slipstream.engine.pages import PagePool
-from slipstream.engine.placement import Placement
 from slipstream.engine.pooling import PoolingModel, pooling_model
 from slipstream.engine.pooling_runner import PoolingRunner
 from slipstream.engine.replicas import Replicas

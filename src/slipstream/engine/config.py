@@ -55,7 +55,7 @@ class EngineConfig:
     kernels
         Who computes attention and, on a CPU, products. auto: what the devices' platform has; reference: XLA alone;
         cpu: the native CPU kernels, which run on one device; pallas_tpu, pallas_gpu: Pallas, which elsewhere is
-        interpreted, slowly, for tests.
+        interpreted, slowly, for tests; cudnn: NVIDIA's library for prompts, and pallas_gpu for the rest.
     cpu_precision
         How the native kernels round activations to multiply them with quantized weights. exact: 16 bits a number, as
         good as float32; fast: 8 bits, but for the logits.
@@ -89,7 +89,7 @@ class EngineConfig:
     memory_fraction: float = 0.9
     prefix_caching: bool = True
     policy: Literal["fcfs", "priority"] = "fcfs"
-    kernels: Literal["auto", "reference", "cpu", "pallas_tpu", "pallas_gpu"] = "auto"
+    kernels: Literal["auto", "reference", "cpu", "pallas_tpu", "pallas_gpu", "cudnn"] = "auto"
     cpu_precision: Literal["exact", "fast"] = "exact"
     cpu_threads: int | None = None
     tp: int = 1

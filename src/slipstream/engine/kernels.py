@@ -17,11 +17,18 @@ logger = logging.getLogger(__name__)
 _OF_PLATFORM: dict[str, Kernels] = {
     "cpu": "cpu",
     "tpu": "pallas_tpu",
-    "gpu": "pallas_gpu",
-    "cuda": "pallas_gpu",
+    "gpu": "cudnn",
+    "cuda": "cudnn",
     "rocm": "pallas_gpu",
 }
 """What runs when nobody says, by JAX's name of the platform. A GPU that is only compiled for is called cuda."""
+
+_RUNS_ON: dict[Kernels, tuple[str, ...]] = {
+    "pallas_tpu": ("tpu",),
+    "pallas_gpu": ("gpu", "cuda", "rocm"),
+    "cudnn": ("gpu", "cuda"),
+}
+"""Platforms on which kernels are compiled; on others they are interpreted."""
 
 SCALED_PAGES = 128
 """A TPU copies float32 numbers 128 at a time: pages of a cache with scales are a multiple of that."""
@@ -35,11 +42,13 @@ class Needs(NamedTuple):
     types: frozenset[str]
 
 
+_ON_GPU = frozenset({"float32", "bfloat16", "float16", "int8", "float8_e4m3fn"})
 _NEEDS: dict[Kernels, Needs] = {
     "reference": Needs(16, 1, frozenset({"float32", "bfloat16", "float16", "int8", "float8_e4m3fn"})),
     "cpu": Needs(16, 1, frozenset({"float32", "bfloat16", "float16", "int8"})),
     "pallas_tpu": Needs(64, 32, frozenset({"float32", "bfloat16", "int8", "float8_e4m3fn"})),
-    "pallas_gpu": Needs(64, 1, frozenset({"float32", "bfloat16", "float16", "int8", "float8_e4m3fn"})),
+    "pallas_gpu": Needs(64, 1, _ON_GPU),
+    "cudnn": Needs(64, 1, _ON_GPU),
 }
 
 
@@ -77,17 +86,34 @@ class Chosen(NamedTuple):
 def choose_kernels(config: EngineConfig, platform: str, count: int) -> Chosen:
     """The kernels of `count` devices of a platform.
 
-    Raises ConfigError where the native ones were asked for and cannot run; says so once where they would have been
-    used and are not there, or not for so many devices or such a cache.
+    Raises ConfigError where the native ones or cuDNN's were asked for and cannot run; says so once where they would
+    have been used and are not there, or not for so many devices or such a cache.
     """
     own = _OF_PLATFORM.get(platform, "reference")
     asked: Kernels = own if config.kernels == "auto" else config.kernels
     if asked == "cpu":
         return _native(config, platform, count)
-    interpreted = asked not in ("reference", own)
+    interpreted = asked != "reference" and platform not in _RUNS_ON[asked]
     if interpreted:
         logger.warning("%s kernels on a %s are interpreted, which is for tests: it is slow", asked, platform)
+    if asked == "cudnn" and not interpreted:
+        return _cudnn(config)
     return Chosen(asked, interpreted)
+
+
+def _cudnn(config: EngineConfig) -> Chosen:
+    from slipstream.kernels.cudnn import missing  # Pallas takes long to import, and most never need it.
+
+    reason = missing()
+    if reason is None:
+        return Chosen("cudnn")
+    if config.kernels == "cudnn":
+        raise ConfigError(
+            f"--kernels cudnn: {reason} Install cuDNN beside JAX's CUDA plugin (pip install nvidia-cudnn-cu12), or use "
+            "--kernels pallas_gpu"
+        )
+    logger.info("%s Pallas computes the attention of prompts", reason)
+    return Chosen("pallas_gpu")
 
 
 def _native(config: EngineConfig, platform: str, count: int) -> Chosen:

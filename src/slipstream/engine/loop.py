@@ -10,11 +10,13 @@ from typing import Any
 import msgspec
 
 from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenLogprobs, TokenOutput
+from slipstream.engine.exchange import Exchange
 from slipstream.engine.request import RowPlan, Sequence, StepPlan
 from slipstream.engine.runner import RowResult, Runner
 from slipstream.engine.scheduler import Committed, Scheduler
 from slipstream.errors import RequestError
 from slipstream.kernels.compiles import CompileCounter
+from slipstream.routing import Candidate
 
 STEPS_IN_FLIGHT = 2  # one on the device, one planned behind it: the device never waits for the host
 
@@ -47,9 +49,17 @@ class _Counters:
 class Engine:
     """One model being served. Not thread safe: one thread adds, aborts and steps."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, info: EngineInfo, compiles: CompileCounter) -> None:
-        """Join parts that are ready; `build.build` makes them from a checkpoint."""
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        info: EngineInfo,
+        compiles: CompileCounter,
+        exchange: Exchange | None = None,
+    ) -> None:
+        """Join parts that are ready; `build.build` makes them from a checkpoint. `exchange`: of the same scheduler."""
         self.info = info
+        self.exchange = exchange
         self._scheduler = scheduler
         self._runner = runner
         self._compiles = compiles
@@ -60,9 +70,14 @@ class Engine:
         self._started = False
 
     @property
-    def load(self) -> int:
-        """Requests that it has."""
-        return self._scheduler.num_running + self._scheduler.num_waiting
+    def load(self) -> Candidate:
+        """What a new request would wait for here; what it would find in the prefix cache is left to the caller."""
+        scheduler = self._scheduler
+        return Candidate(
+            queued_tokens=scheduler.queued_tokens,
+            sequences=scheduler.num_running + scheduler.num_waiting,
+            free_tokens=scheduler.pages.available * self.info.page_size,
+        )
 
     @property
     def has_work(self) -> bool:
@@ -93,6 +108,14 @@ class Engine:
         """The first half of `step`: start the next step, if there is one to start."""
         waiting = self._scheduler.num_waiting
         plan = self._scheduler.schedule()
+        if (
+            plan is None
+            and waiting
+            and not self._in_flight
+            and self.exchange is not None
+            and self.exchange.let_all_go()
+        ):
+            plan = self._scheduler.schedule()  # pages were held for others, and nothing else will give any back
         self._started = plan is not None
         if plan is not None:
             self._count(plan)

@@ -63,7 +63,7 @@ class Lowering:
         """The step of a shape, for weights (arrays, or their shapes) and a cache of so many pages."""
         state = self.state(pages)
         size = sum(flat_sizes(shape.rows, self.pages_per_row))
-        flat = self._whole(jax.ShapeDtypeStruct((size,), np.int32))
+        flat = self.everywhere(jax.ShapeDtypeStruct((size,), np.int32))
 
         def function() -> Any:
             out = self._out(lambda everywhere, state: (state.cache, everywhere, everywhere))
@@ -73,17 +73,17 @@ class Lowering:
 
         arguments = (weights, state.cache, state.history, state.wishes, flat)
         described, orders = [shape.tokens, shape.rows], layouts.names(weights)
-        return self._lowered("step", function, arguments, shape=described, layouts=orders)
+        return self.lowered("step", function, arguments, shape=described, layouts=orders)
 
     def admit(self) -> Lowered:
         """The function that fills a slot."""
         state, row = self.state(1), slot_row([], 0, TokenSampling(), self.max_len)
-        arguments = (state.history, state.wishes, *self._whole((np.int32(0), row)))
+        arguments = (state.history, state.wishes, *self.everywhere((np.int32(0), row)))
 
         def function() -> Any:
             return jax.jit(admit, donate_argnums=(0, 1), **self._out(lambda everywhere, _: everywhere))
 
-        return self._lowered("admit", function, arguments)
+        return self.lowered("admit", function, arguments)
 
     def empty(self, pages: int) -> Lowered:
         """The function that makes an empty state."""
@@ -91,7 +91,7 @@ class Lowering:
         def function() -> Any:
             return jax.jit(lambda: self._empty(pages), **self._out(lambda _, state: state))
 
-        return self._lowered("empty", function, (), pages=pages)
+        return self.lowered("empty", function, (), pages=pages)
 
     def state(self, pages: int) -> Any:
         """The shapes of a `State`."""
@@ -105,7 +105,7 @@ class Lowering:
             cache = self.kv.cache(pages, self.kernels)
         return State(cache, *Slots.empty(self.max_seqs + 1, self.max_len).apart())  # the last slot: that of empty rows
 
-    def _whole(self, tree: Any) -> Any:
+    def everywhere(self, tree: Any) -> Any:
         """Shapes of what is whole on every device; as it is without a mesh."""
         if self.mesh is None:
             return tree
@@ -132,9 +132,10 @@ class Lowering:
         cache = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state.cache.specs())
         return State(cache, everywhere, jax.tree.map(lambda _: everywhere, state.wishes))  # type: ignore[arg-type]
 
-    def _lowered(
+    def lowered(
         self, kind: str, function: Callable[[], Any], arguments: tuple[Any, ...], **facts: int | list[int] | list[str]
     ) -> Lowered:
+        """A function of this model, named by these facts and by what holds for all of them."""
         own = {"family": self.family.name, "config": repr(self.config), "kv": repr(self.kv)}
         own |= {"kernels": self.kernels, "interpreted": str(self.interpreted)}
         limits = {"seqs": self.max_seqs, "length": self.max_len, "mesh": repr(self.mesh)}

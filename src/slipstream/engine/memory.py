@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import prod
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +33,7 @@ LAYOUTS: dict[Kernels, Layout] = {
     "cpu": "by_head",
     "pallas_tpu": "by_row",
     "pallas_gpu": "by_row",
+    "cudnn": "by_row",
 }
 """The layout that kernels read fastest."""
 
@@ -43,6 +42,7 @@ LATENT_LAYOUTS: dict[Kernels, Layout] = {
     "cpu": "by_token",
     "pallas_tpu": "by_row",
     "pallas_gpu": "by_token",
+    "cudnn": "by_token",
 }
 """The same of caches without values."""
 
@@ -54,7 +54,7 @@ def row_size(head_dim: int, kernels: Kernels, *, latent: bool = False) -> int:
     """
     if kernels == "pallas_tpu":
         return -(-head_dim // 128) * 128
-    return 1 << (head_dim - 1).bit_length() if kernels == "pallas_gpu" and not latent else head_dim
+    return 1 << (head_dim - 1).bit_length() if kernels in ("pallas_gpu", "cudnn") and not latent else head_dim
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,6 @@ def device_limit(device: jax.Device, fraction: float, count: int = 1) -> int:
     stats = device.memory_stats() if device.platform != "cpu" else None
     total = stats["bytes_limit"] if stats else read_host().memory_available // count
     return int(total * fraction)
-
-
-def bytes_on_device(leaf: Any) -> int:
-    """Bytes of an array, or of one to be, on each device that it is on."""
-    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-    return prod(shape) * leaf.dtype.itemsize
 
 
 def most_kv_bytes(device: jax.Device, count: int, limit: int) -> int:

@@ -60,7 +60,7 @@ def compile_facts(devices: Sequence[jax.Device]) -> dict[str, Any]:
         "python": sys.version_info[:3],
         "versions": {name: version(name) for name in ("jax", "jaxlib")},
         "platform": [device.platform, device.device_kind, device.client.platform_version],
-        "devices": [jax.device_count(), *(device.id for device in devices)],
+        "devices": [jax.device_count(), jax.process_index(), *(device.id for device in devices)],
         "cpu": [host.cpu_model, host.cpus, cpu_features()],
         "environment": {name: os.environ[name] for name in sorted(os.environ) if _matters(name)},
         "settings": settings,

@@ -14,16 +14,18 @@ from jax.sharding import Mesh, NamedSharding
 
 from slipstream.checkpoint.progress import Progress
 from slipstream.engine.kernels import Chosen
-from slipstream.engine.memory import Budget, KVShape, bytes_on_device, pages_for
+from slipstream.engine.memory import Budget, KVShape, pages_for
 from slipstream.engine.pooling import PoolingModel
 from slipstream.engine.pooling_step import DONATED, PoolingRows, make_pooling_step
+from slipstream.engine.programs import COMPILE_THREADS
 from slipstream.engine.request import StepPlan
-from slipstream.engine.runner import COMPILE_THREADS, RowResult
+from slipstream.engine.runner import RowResult
 from slipstream.engine.shapes import Shape, ShapePolicy
 from slipstream.engine.step_cache import CompiledStep, StepCache
 from slipstream.hardware.host import read_host
 from slipstream.kernels.native.memory import untouched_zeros
 from slipstream.kernels.ragged import KVCache
+from slipstream.parallel.ahead import bytes_on_device
 from slipstream.parallel.spread import whole
 
 

@@ -67,6 +67,10 @@ class PrefixCache:
             pages.append(page)
         return PrefixMatch(tuple(pages), len(pages) * self.page_size) if pages else None
 
+    def find(self, digest: bytes) -> int | None:
+        """The page that holds a block, None if there is none. It is not held yet, as of `match`."""
+        return self._pages.get(digest)
+
     def register(self, page: int, digest: bytes) -> bool:
         """Make a used page's block findable. False if the block is known already: the first page keeps the entry."""
         if digest in self._pages:

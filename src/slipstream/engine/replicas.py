@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from itertools import chain
 from operator import add
 
 import msgspec
 
-from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenOutput
+from slipstream.api.engine import EngineInfo, EngineRequest, EngineStats, TokenOutput, joined
 from slipstream.engine.loop import Engine
+from slipstream.routing import Memory, choose, digests
 
 _OF_ALL = ("compiles", "compiles_after_ready")
 """Statistics of the process: each replica gives those of all."""
 
 
 class Replicas:
-    """What one engine is to its callers. A request stays with the replica that had the fewest when it came.
+    """What one engine is to its callers. A request stays with the replica that `routing.choose` picked when it came.
 
     All replicas start a step before the results of any are waited for, so their devices work at the same time. Not
     thread safe, as `Engine`.
@@ -28,14 +30,9 @@ class Replicas:
         self._engines = tuple(engines)
         self._owners: dict[str, Engine] = {}
         infos = [engine.info for engine in engines]
-        self.info: EngineInfo = msgspec.structs.replace(
-            infos[0],
-            max_model_len=min(info.max_model_len for info in infos),
-            max_seqs=sum(info.max_seqs for info in infos),
-            num_pages=sum(info.num_pages for info in infos),
-            num_devices=sum(info.num_devices for info in infos),
-            compile_seconds=sum(info.compile_seconds for info in infos),
-        )
+        # What was sent there, not what is in its cache by now: requests of one beginning that come together stay so.
+        self._memories = tuple(Memory(info.num_pages * info.page_size if info.prefix_caching else 0) for info in infos)
+        self.info: EngineInfo = joined(infos)
 
     @property
     def has_work(self) -> bool:
@@ -44,9 +41,21 @@ class Replicas:
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request. Raises RequestError for one that cannot be served."""
-        owner = self._owners.get(request.id) or min(self._engines, key=lambda engine: engine.load)
+        owner = self._owners.get(request.id)
+        if owner is None:
+            owner = self._choose([*request.prompt_token_ids, *request.output_token_ids])
         owner.add(request)
         self._owners[request.id] = owner
+
+    def _choose(self, tokens: list[int]) -> Engine:
+        blocks = digests(tokens)
+        candidates = [
+            replace(engine.load, cached_tokens=memory.match(blocks))
+            for engine, memory in zip(self._engines, self._memories, strict=True)
+        ]
+        index = choose(candidates, len(tokens))
+        self._memories[index].add(blocks)
+        return self._engines[index]
 
     def abort(self, request_id: str) -> bool:
         """Drop a request; its pages are free at once. False if it is not here (any more)."""

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from slipstream.api.engine import TokenLogprobs
-from slipstream.checkpoint.progress import Progress
-from slipstream.engine import layouts, request
-from slipstream.engine.lowering import Lowered, Lowering
-from slipstream.engine.memory import Budget, bytes_on_device, pages_for
+from slipstream.engine import request
+from slipstream.engine.programs import Programs
 from slipstream.engine.request import StepPlan
 from slipstream.engine.sampler import Logprobs, is_special
-from slipstream.engine.shapes import Shape, ShapePolicy
+from slipstream.engine.shapes import Shape
 from slipstream.engine.slots import slot_row
-from slipstream.engine.step import SAMPLES, SPECIAL, Sampled, State, flat_sizes
-from slipstream.engine.step_cache import CompiledStep, StepCache
-from slipstream.hardware.host import read_host
-
-COMPILE_THREADS = 4  # at most: each holds a module, and its code while it is made
+from slipstream.engine.step import SAMPLES, SPECIAL, Sampled
 
 
 class RowResult(NamedTuple):
@@ -58,88 +50,17 @@ class Dispatched(NamedTuple):
 
 
 class JaxRunner:
-    """One model on one device, or on one mesh. `compile` makes every shape before the first request; none is after.
+    """Runs plans with the `programs` of one model on one device, or on one mesh, which `compile` and `start` readied.
 
-    `weights` are shapes until `start` gets those with data.
+    What devices do is asked of `programs` alone: in a group of processes the others do the same (`engine.group`).
     """
 
-    def __init__(self, lowering: Lowering, weights: Any, shapes: ShapePolicy, step_cache: StepCache) -> None:
-        self.weights = weights
-        self.shapes = shapes
-        self._lowering = lowering
-        self._step_cache = step_cache
-        self._steps: dict[Shape, CompiledStep] = {}
-        self._admit: CompiledStep | None = None
-        self._empty: CompiledStep | None = None
-        self._state: State | None = None
+    def __init__(self, programs: Programs) -> None:
+        self.shapes = programs.shapes
+        self._programs = programs
+        self._lowering = programs.lowering
         self._slot_owner: dict[int, tuple[request.Sequence, int]] = {}
-        self._special = [False] * lowering.max_seqs  # by slot: whether its sequence `is_special`
-        self._blank: dict[Shape, np.ndarray] = {}
-
-    def compile(
-        self,
-        *,
-        limit: int,
-        most_kv_bytes: int,
-        most_pages: int,
-        least_pages: int,
-        kv_bytes: int | None,
-        progress: Progress,
-    ) -> tuple[Budget, int]:
-        """Compile all shapes; returns the memory budget that sizes the cache, and its pages.
-
-        `limit`: bytes that may be used on a device. `most_kv_bytes`, `most_pages`, `least_pages`: see `pages_for`. The
-        largest shape is compiled first: its temporaries decide how many pages fit.
-        """
-        shapes, lowering = self.shapes.all(), self._lowering
-        if lowering.own_layouts:  # Decoding reads all weights for few tokens, so its step decides.
-            decode = lowering.step(self.shapes.decode[-1], least_pages, self.weights)
-            read = partial(self._step_cache.read, "layouts", decode.function, decode.arguments, layouts.read_copied)
-            self.weights = layouts.asked(self.weights, read(**decode.facts))
-        weight_bytes = sum(map(bytes_on_device, jax.tree.leaves(self.weights)))
-
-        def size(temporaries: int) -> tuple[Budget, int]:
-            budget = Budget(limit, weight_bytes, temporaries)
-            return budget, pages_for(
-                lowering.kv, budget, most=most_pages, least=least_pages, kv_bytes=kv_bytes, most_kv_bytes=most_kv_bytes
-            )
-
-        def step(shape: Shape, pages: int) -> CompiledStep:
-            return self._compiled(lowering.step(shape, pages, self.weights))
-
-        progress("compile", 0, len(shapes) + 1)
-        budget, pages = size(0)
-        while True:
-            largest = step(shapes[0], pages)
-            budget, fitting = size(largest.temporaries)
-            if fitting >= pages:
-                break
-            pages = fitting
-        self._steps[shapes[0]] = largest
-        # XLA compiles without Python's lock, so two threads take little more than half of one's time.
-        with ThreadPoolExecutor(min(COMPILE_THREADS, read_host().cpus)) as pool:
-            admission = pool.submit(self._compiled, lowering.admit())
-            steps = pool.map(lambda shape: step(shape, pages), shapes[1:])
-            for done, (shape, compiled) in enumerate(zip(shapes[1:], steps, strict=True), 1):
-                progress("compile", done, len(shapes) + 1)
-                self._steps[shape] = compiled
-            self._admit = admission.result()
-        progress("compile", len(shapes), len(shapes) + 1)
-        self._empty = self._compiled(lowering.empty(pages))
-        progress("compile", len(shapes) + 1, len(shapes) + 1)
-        return budget, pages
-
-    def start(self, weights: Any) -> None:
-        """Take the weights, make the cache, and run the smallest step once on an empty row.
-
-        The device's threads and the weights are then in place. Weights that must be copied into another layout are
-        given up; there is no cache beside them yet.
-        """
-        assert self._empty is not None, "compile() comes first"
-        self.weights = layouts.laid_out(weights, self.weights) if self._lowering.own_layouts else weights
-        self._state = self._empty.call()
-        shape = min(self._steps)
-        jax.block_until_ready(self._run(shape, self._describe(shape, StepPlan(()))))
+        self._special = [False] * programs.lowering.max_seqs  # by slot: whether its sequence `is_special`
 
     def rows_computed(self, plan: StepPlan) -> int:
         """Token rows of the compiled shape that the plan takes."""
@@ -153,7 +74,7 @@ class JaxRunner:
                 self._slot_owner[row.slot] = owner
                 self._fill_slot(row.slot, row.sequence)
         shape = self._shape_of(plan)
-        return Dispatched(plan, self._run(shape, self._describe(shape, plan)))
+        return Dispatched(plan, self._programs.step(shape, self._describe(shape, plan)))
 
     def collect(self, handle: Dispatched) -> list[RowResult]:
         """Wait for a step and read its results; log probabilities only where a row asked for them."""
@@ -184,24 +105,9 @@ class JaxRunner:
         decode_only = all(row.count == 1 and not _reads_prompt(row) for row in plan.rows)
         return self.shapes.shape_for(plan.num_tokens, len(plan.rows), decode_only)
 
-    def _run(self, shape: Shape, flat: np.ndarray) -> Sampled:
-        assert self._state is not None, "compile() comes first"
-        sampled: Sampled
-        wishes = self._state.wishes
-        cache, history, sampled = self._steps[shape].call(
-            self.weights, self._state.cache, self._state.history, wishes, flat
-        )
-        self._state = State(cache, history, wishes)
-        return sampled
-
     def _describe(self, shape: Shape, plan: StepPlan) -> np.ndarray:
         """The host's part of a step: a `Batch` as `flat_sizes` lays it out, the plan's rows first."""
-        rows = shape.rows
-        if shape not in self._blank:
-            sizes = flat_sizes(rows, self._lowering.pages_per_row)
-            blank = self._blank[shape] = np.zeros(sum(sizes), np.int32)
-            blank[2 * rows + 1 : 3 * rows + 1] = self._lowering.max_seqs  # the slot of empty rows
-        flat = self._blank[shape].copy()  # a step in flight may still read the one before
+        rows, flat = shape.rows, self._programs.blank(shape)
         ends, lengths, slots, wants = [], [], [], []
         end, at = 0, 4 * rows + 1
         for row in plan.rows:
@@ -222,13 +128,7 @@ class JaxRunner:
     def _fill_slot(self, slot: int, sequence: request.Sequence) -> None:
         row = slot_row(sequence.tokens, sequence.prompt_len, sequence.request.sampling, self._lowering.max_len)
         self._special[slot] = is_special(sequence.request.sampling)
-        assert self._admit is not None and self._state is not None, "compile() comes first"
-        history, wishes = self._admit.call(self._state.history, self._state.wishes, np.int32(slot), row)
-        self._state = State(self._state.cache, history, wishes)
-
-    def _compiled(self, lowered: Lowered) -> CompiledStep:
-        """One of the engine's functions, from the cache if it is there."""
-        return self._step_cache.get(lowered.kind, lowered.function, lowered.arguments, **lowered.facts)
+        self._programs.admit(slot, row)
 
 
 def _following(row: request.RowPlan) -> range:

@@ -115,7 +115,7 @@ def choose_natively(logits: Array, slots: Slots, slot: Array, lengths: Array, co
 
 
 Choose = Callable[[Array, Slots, Array, Array, Array], Array]
-_XLA: dict[Kernels, Choose] = {"reference": choose, "pallas_tpu": choose, "pallas_gpu": choose}
+_XLA: dict[Kernels, Choose] = {"reference": choose, "pallas_tpu": choose, "pallas_gpu": choose, "cudnn": choose}
 CHOOSE: dict[Kernels, Choose] = {**_XLA, "cpu": choose_on_cpu}
 QUICK: dict[Kernels, Choose] = {**_XLA, "cpu": choose_natively}
 

@@ -130,6 +130,12 @@ class Scheduler:
         """Number of sequences in the queue."""
         return len(self._waiting)
 
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens of prompts, and of sequences that lost their pages, that no step computes yet."""
+        waiting = sum(len(sequence.tokens) for sequence in self._waiting)
+        return waiting + sum(s.uncomputed for s in self._running if s.uncomputed > 1)
+
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence. Raises PromptTooLong or RequestError for one that could never produce a token."""
         length, limit = len(sequence.tokens), sequence.request.sampling.max_tokens

@@ -70,6 +70,7 @@ SPLIT: dict[Kernels, Callable[[Array, Sequence[tuple[int, ...]]], list[Array]]] 
     "cpu": split_native,
     "pallas_tpu": split,
     "pallas_gpu": split,
+    "cudnn": split,
 }
 
 

@@ -7,6 +7,7 @@ the arguments' shapes.
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +87,7 @@ class StepCache:
 
     def _load(self, entry: Entry, name: str) -> CompiledStep | None:
         try:
-            tree_in, tree_out = pickle.loads(entry.parts["trees"])
+            tree_in, tree_out = _Unpickler(io.BytesIO(entry.parts["trees"]), self._devices).load()
             loaded = serialize_executable.deserialize_and_load(
                 bytes(entry.parts["executable"]), tree_in, tree_out, self._devices[0].client, self._devices
             )
@@ -99,11 +100,32 @@ class StepCache:
     def _keep(store: Store, name: str, compiled: jax.stages.Compiled, step: CompiledStep) -> None:
         try:
             executable, tree_in, tree_out = serialize_executable.serialize(compiled)
-            trees = pickle.dumps((tree_in, tree_out))
+            trees = io.BytesIO()
+            _Pickler(trees).dump((tree_in, tree_out))
         except Exception as error:  # a backend or a step that cannot be kept is compiled each time
             logger.info("%s cannot be kept: %s", name, error)
             return
-        store.write(name, {"temporaries": step.temporaries}, {"executable": executable, "trees": trees})
+        store.write(name, {"temporaries": step.temporaries}, {"executable": executable, "trees": trees.getvalue()})
+
+
+class _Pickler(pickle.Pickler):
+    """Trees whose leaves name a mesh have devices in them, which are kept by their numbers."""
+
+    def persistent_id(self, obj: Any) -> int | None:
+        """The number of a device; None for all else, which is kept itself."""
+        return obj.id if isinstance(obj, jax.Device) else None
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what `_Pickler` wrote. A device that is not among `devices` is a KeyError."""
+
+    def __init__(self, file: io.BytesIO, devices: Sequence[jax.Device]) -> None:
+        super().__init__(file)
+        self._devices = {device.id: device for device in devices}
+
+    def persistent_load(self, pid: int) -> jax.Device:
+        """The device with a number."""
+        return self._devices[pid]
 
 
 def _compile(function: Callable[[], Callable[..., Any]], arguments: tuple[Any, ...]) -> jax.stages.Compiled:

@@ -6,7 +6,6 @@ step needs beside them. Nothing runs.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,19 +17,21 @@ from slipstream.checkpoint.random_source import RandomSource
 from slipstream.engine import layouts
 from slipstream.engine.blueprint import Blueprint
 from slipstream.engine.config import EngineConfig
-from slipstream.engine.hlo import Collectives, collectives
 from slipstream.engine.kernels import choose_kernels
 from slipstream.engine.lowering import Lowering
-from slipstream.engine.memory import Budget, bytes_on_device, gib, pages_for
+from slipstream.engine.memory import Budget, gib, pages_for
 from slipstream.engine.shapes import Shape, ShapePolicy
 from slipstream.engine.target_options import TargetOptions
-from slipstream.engine.topology import devices_of
 from slipstream.errors import ConfigError, OutOfMemory
 from slipstream.hardware.profile import target_of
+from slipstream.kernels.ragged import Kernels
 from slipstream.models.llm.stack import within
 from slipstream.models.registry import ModelConfig, family
+from slipstream.parallel.ahead import bytes_on_device, compile_ahead
 from slipstream.parallel.fit import check_fit
+from slipstream.parallel.hlo import Collectives
 from slipstream.parallel.rules import rules_of
+from slipstream.parallel.topology import devices_of
 from slipstream.quant.rounding import SCHEMES
 from slipstream.spec.source import Source
 
@@ -59,9 +60,11 @@ class TargetReport:
     """Whether a model fits its target. Bytes are of one device, of which a replica has `tp`.
 
     `kv`: of the cache that was compiled, with `pages` pages. `fitting_tokens`: that a cache of all free memory holds.
+    `kernels`: who computes attention.
     """
 
     device: str
+    kernels: Kernels
     replicas: int
     tp: int
     limit: int
@@ -160,29 +163,23 @@ class Outlined:
         return self._compiled(shape, pages)[0]
 
     def _compiled(self, shape: Shape, pages: int) -> tuple[StepReport, jax.stages.Compiled]:
-        started = time.monotonic()
         lowered = self.lowering.step(shape, pages, self.weights)
         try:
-            compiled = lowered.function().lower(*lowered.arguments).compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise self._too_large(shape, pages, f"XLA says: {str(error).splitlines()[0][:300]}") from error
-        seconds = time.monotonic() - started
-        memory = compiled.memory_analysis()
-        own = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        needed = memory.argument_size_in_bytes + own + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-        if needed > self.memory:
-            raise self._too_large(shape, pages, f"The step needs {gib(needed)}, the device has {gib(self.memory)}")
+            compiled, needs = compile_ahead(lowered.function(), *lowered.arguments)
+        except OutOfMemory as error:
+            raise self._too_large(shape, pages, str(error)) from error
+        if needs.total > self.memory:
+            why = f"The step needs {gib(needs.total)}, the device has {gib(self.memory)}"
+            raise self._too_large(shape, pages, why)
         report = StepReport(
             shape.tokens,
             shape.rows,
-            memory.argument_size_in_bytes,
-            memory.alias_size_in_bytes,
-            memory.temp_size_in_bytes,
-            memory.generated_code_size_in_bytes,
-            collectives(compiled.as_text()),
-            seconds,
+            needs.arguments,
+            needs.donated,
+            needs.temporaries,
+            needs.code,
+            needs.collectives,
+            needs.seconds,
         )
         return report, compiled
 
@@ -240,6 +237,7 @@ def compile_for_target(config: Mapping[str, Any], options: TargetOptions) -> Tar
     decode = outlined.compile(outlined.shapes.decode[-1], pages)
     return TargetReport(
         outlined.device,
+        lowering.kernels,
         outlined.replicas,
         options.tp or target_of(options.target).count,
         outlined.limit,

@@ -48,7 +48,7 @@ class TargetOptions:
     scheme: SchemeName = "none"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     kv_dtype: Literal["auto", "bfloat16", "float32", "int8", "fp8"] = "auto"
-    kernels: Literal["auto", "reference", "pallas_tpu", "pallas_gpu"] = "auto"
+    kernels: Literal["auto", "reference", "pallas_tpu", "pallas_gpu", "cudnn"] = "auto"
     tp: int | None = None
     ep: bool = False
     sp: bool = False

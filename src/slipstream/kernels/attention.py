@@ -200,12 +200,19 @@ def _pallas_gpu(cache: KVCache, layer: Array | int, q: Array, k: Array, v: Array
     return attend_gpu(cache, layer, q, k, v, step, *rest, interpret=step.interpreted)
 
 
+def _cudnn(cache: KVCache, layer: Array | int, q: Array, k: Array, v: Array | int, step: Step, *rest: Any) -> Any:
+    from slipstream.kernels.cudnn import attend_cudnn
+
+    return attend_cudnn(cache, layer, q, k, v, step, *rest, interpret=step.interpreted)
+
+
 Implementation = Callable[..., tuple[Array, KVCache]]
 IMPLEMENTATIONS: dict[Kernels, Implementation] = {
     "reference": attend_reference,
     "cpu": attend_native,
     "pallas_tpu": _pallas_tpu,
     "pallas_gpu": _pallas_gpu,
+    "cudnn": _cudnn,
 }
 LATENT: dict[Kernels, Implementation] = {**dict.fromkeys(IMPLEMENTATIONS, attend_reference), "pallas_tpu": _pallas_tpu}
 """Where keys hold their values. Most kernels do not know that: such attention is XLA's, whatever multiplies."""

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from slipstream.kernels.native import library
+from slipstream.kernels.native.picture import attend_native
 from slipstream.kernels.ragged import Kernels
 
 MASKED = -1e30
@@ -73,6 +75,13 @@ def in_head_turns(
     return jnp.moveaxis(turns.reshape(b, n, t, -1), 1, 2)
 
 
+def on_cpu(q: Array, k: Array, v: Array, scale: float, bias: Array | None) -> Array:
+    """By the native kernel where it is there; it knows no bias."""
+    if bias is None and library.library() is not None:
+        return attend_native(q, k, v, scale)
+    return in_head_turns(q, k, v, scale, bias, block=1024, fewest_keys=256)
+
+
 def _attend(q: Array, k: Array, v: Array, scale: float, bias: Array | None) -> Array:
     product = partial(
         jnp.einsum,
@@ -88,7 +97,8 @@ _WIDE = partial(in_query_blocks, block=512)
 
 IMPLEMENTATIONS: dict[Kernels, Callable[[Array, Array, Array, float, Array | None], Array]] = {
     "reference": _WIDE,
-    "cpu": partial(in_head_turns, block=1024, fewest_keys=256),
+    "cpu": on_cpu,
     "pallas_tpu": _WIDE,
     "pallas_gpu": _WIDE,
+    "cudnn": _WIDE,
 }

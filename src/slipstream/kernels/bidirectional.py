@@ -76,4 +76,5 @@ IMPLEMENTATIONS: dict[Kernels, Callable[[Array, Array, Array, Step, float], Arra
     "cpu": partial(attend_blocks, block=64),  # of 32, 64 and 128 the fastest there, by a fifth
     "pallas_tpu": _WIDE,
     "pallas_gpu": _WIDE,
+    "cudnn": _WIDE,
 }

@@ -1,9 +1,9 @@
 """Convolutions of pictures [b, y, x, c], and of pictures that are doubled first.
 
 On a CPU a 3x3 convolution is computed in the transformed domain of Winograd (Lavin and Gray 2015, arXiv:1509.09308) as
-16 or 36 batched products, and one behind a doubling as four convolutions of 2x2 points, one for each parity of the
-result's row and column. Both want weights in another form, which is made in each call; of the first kind a caller can
-keep it (`Winograd`).
+16 or 36 batched products: by one native kernel, for weights that a caller keeps in the form that it reads
+(`PackedWinograd`), or by XLA, whose form is kept (`Winograd`) or made in each call. Without the native kernel one
+behind a doubling is four convolutions of 2x2 points, one for each parity of the result's row and column.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from slipstream.kernels.low_rank import LowRank
+from slipstream.kernels.native.picture import convolve_points, pack_points
 from slipstream.kernels.ragged import Kernels
 
 Pad = tuple[tuple[int, int], tuple[int, int]]
@@ -87,6 +89,16 @@ class Winograd:
     tile: Tile = field(metadata={"static": True})
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PackedWinograd:
+    """The same for the native kernel: `values` float32 as `pack_points` makes them, for `outputs` channels."""
+
+    values: Array
+    tile: Tile = field(metadata={"static": True})
+    outputs: int = field(metadata={"static": True})
+
+
 @singledispatch
 def plain(leaf: Any) -> Array:
     """A convolution's weight [y, x, i, o] as an array. Leaf types that are none register how they become one."""
@@ -94,28 +106,49 @@ def plain(leaf: Any) -> Array:
     return array
 
 
+@singledispatch
+def convolved(leaf: Any, x: Array, compute: Callable[[Array, Any], Array]) -> Array:
+    """`compute(x, leaf)`; leaf types that say where its input and its result lie register a rule."""
+    return compute(x, leaf)
+
+
 def conv(
     x: Array, weight: Any, bias: Array | None, *, stride: int = 1, pad: Pad = SAME, kernels: Kernels = "reference"
 ) -> Array:
     """The convolution of x [b, y, x, i] with `weight` [y, x, i, o] and `bias` [o]: [b, y', x', o] in x's type.
 
-    `weight` may be `Winograd`, for stride 1 and SAME. Sums are float32; float32 products are exact float32.
+    `weight` may be `Winograd` or `PackedWinograd`, for stride 1 and SAME, or `LowRank`; `bias` also [b, o]: one a
+    picture. Sums are float32; float32 products are exact float32.
     """
+    if isinstance(weight, LowRank):
+        y = conv(x, weight.base, bias, stride=stride, pad=pad, kernels=kernels)
+        if weight.scales is None:
+            return y
+        return y + weight.opened(conv(x, weight.down, None, stride=stride, pad=pad, kernels=kernels))
+    if isinstance(weight, Winograd | PackedWinograd) and (stride != 1 or pad != SAME):
+        raise ValueError(f"a weight in Winograd's domain is for stride 1 and SAME, not {stride} and {pad}")
+    if isinstance(weight, PackedWinograd):
+        return _convolve_packed(x, weight, bias, doubled=False)
     if isinstance(weight, Winograd):
-        if stride != 1 or pad != SAME:
-            raise ValueError(f"a weight in Winograd's domain is for stride 1 and SAME, not {stride} and {pad}")
         y = convolve_winograd(x, weight)
     else:
-        y = IMPLEMENTATIONS[kernels](x, plain(weight), stride, pad)
-    return y if bias is None else y + bias
+        y = convolved(weight, x, lambda x, leaf: IMPLEMENTATIONS[kernels](x, plain(leaf), stride, pad))
+    return y if bias is None else y + (bias if bias.ndim == 1 else bias[:, None, None])
 
 
 def upsample_conv(
     x: Array, weight: Any, bias: Array | None, *, size: tuple[int, int] | None = None, kernels: Kernels = "reference"
 ) -> Array:
     """`conv` with a 3x3 weight of x with each row and column doubled; `size` cuts those off again that are too many."""
+    if isinstance(weight, LowRank):
+        y = upsample_conv(x, weight.base, bias, size=size, kernels=kernels)
+        if weight.scales is None:
+            return y
+        return y + weight.opened(upsample_conv(x, weight.down, None, size=size, kernels=kernels))
     rows, columns = size or (2 * x.shape[1], 2 * x.shape[2])
     whole = (rows, columns) == (2 * x.shape[1], 2 * x.shape[2])
+    if whole and isinstance(weight, PackedWinograd):
+        return _convolve_packed(x, weight, bias, doubled=True)
     if not whole or kernels not in BY_PHASES:
         doubled = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, :rows, :columns]
         return conv(doubled, weight, bias, kernels=kernels)
@@ -148,6 +181,7 @@ IMPLEMENTATIONS: dict[Kernels, Callable[[Array, Array, int, Pad], Array]] = {
     "cpu": convolve_by_size,
     "pallas_tpu": convolve,
     "pallas_gpu": convolve,
+    "cudnn": convolve,
 }
 BY_PHASES: tuple[Kernels, ...] = ("cpu",)
 """Where a doubling and the convolution behind it are four small ones."""
@@ -164,6 +198,17 @@ def transformed(weight: Array, tile: Tile) -> Winograd:
     """A 3x3 weight [y, x, i, o] in the transformed domain, in float32."""
     flat = weight.astype(jnp.float32).reshape(9, *weight.shape[2:])
     return Winograd(_product("pk,kio->pio", _both(TRANSFORMS[tile].weights), flat), tile)
+
+
+def packed(weight: Array, tile: Tile) -> PackedWinograd:
+    """A 3x3 weight [y, x, i, o] in the transformed domain, as the native kernel reads it."""
+    return PackedWinograd(pack_points(transformed(weight, tile).values), tile, weight.shape[-1])
+
+
+def _convolve_packed(x: Array, weight: PackedWinograd, bias: Array | None, *, doubled: bool) -> Array:
+    added = jnp.zeros(weight.outputs, jnp.float32) if bias is None else bias
+    each = jnp.broadcast_to(added, (x.shape[0], weight.outputs))
+    return convolve_points(x, weight.values, each, tile=weight.tile, doubled=doubled)
 
 
 def convolve_winograd(x: Array, weight: Winograd) -> Array:

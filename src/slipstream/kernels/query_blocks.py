@@ -26,10 +26,14 @@ def decode_blocks(step: Step, tokens: int) -> QueryBlocks:
     return QueryBlocks(rows, jnp.where(single, step.starts[:-1], tokens)[:, None], jnp.any(single).astype(jnp.int32))
 
 
-def chunk_blocks(step: Step, tokens: int, size: int, multiple: int = 1) -> QueryBlocks:
-    """Blocks of `size` queries for each row that computes more than one token; a multiple of `multiple` blocks."""
+def chunk_blocks(step: Step, tokens: int, size: int, multiple: int = 1, apart: Array | None = None) -> QueryBlocks:
+    """Blocks of `size` queries for each row that computes more than one token; a multiple of `multiple` blocks.
+
+    None of rows that are `apart`, bool[s].
+    """
     counts = step.starts[1:] - step.starts[:-1]
-    of_row = jnp.where(counts > 1, -(-counts // size), 0)
+    mine = counts > 1 if apart is None else (counts > 1) & ~apart
+    of_row = jnp.where(mine, -(-counts // size), 0)
     ends = jnp.cumsum(of_row)
     # Rows of 2 tokens or more fill at most tokens / 2 rows, and each row adds at most one partial block.
     most = -(-tokens // size) + min(counts.shape[0], tokens // 2)

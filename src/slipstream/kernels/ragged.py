@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from slipstream.parallel.spread import Heads, spec_of
 
-Kernels = Literal["reference", "cpu", "pallas_tpu", "pallas_gpu"]
+Kernels = Literal["reference", "cpu", "pallas_tpu", "pallas_gpu", "cudnn"]
 """Which implementation computes attention, see `kernels.attention.IMPLEMENTATIONS`."""
 
 Layout = Literal["by_token", "by_row", "by_head"]

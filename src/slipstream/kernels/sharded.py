@@ -12,7 +12,7 @@ Korthikanti et al. 2022 (arXiv:2205.05198).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from slipstream.kernels.convolution import plain
+from slipstream.kernels.convolution import convolved, plain
 from slipstream.kernels.experts import Clamped, Experts, Groups, mixed
 from slipstream.kernels.matmul import Activation, Around, dots, layer_of, products, rows_of
 from slipstream.kernels.norm import Norm
@@ -47,6 +47,15 @@ def _(leaf: Sharded, index: Array | int) -> Sharded:
 def _(leaf: Sharded) -> Array:
     weight: Array = plain(leaf.inner)
     return weight
+
+
+@convolved.register
+def _(leaf: Sharded, x: Array, compute: Callable[[Array, Any], Array]) -> Array:
+    """Channels lie as the weight's do: cut along its results they stay cut, along its inputs devices add up."""
+    *_, inputs, outputs = leaf.spread.axes
+    around = ((),) * (x.ndim - 1)
+    y = compute(leaf.spread.constrain(x, *around, inputs), leaf.inner)
+    return leaf.spread.constrain(y, *around, outputs)
 
 
 @rows_of.register

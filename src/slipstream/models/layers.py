@@ -16,11 +16,13 @@ Weights = TypeVar("Weights")
 Carry = TypeVar("Carry")
 
 
-def run_layers(block: Callable[[Weights, Carry], Carry], weights: Weights, carry: Carry, count: int) -> Carry:
-    """`block(w, carry) -> carry` for each of `count` layers of stacked `weights`, whose leaves have any type."""
+def run_layers(
+    block: Callable[[Weights, Carry], Carry], weights: Weights, carry: Carry, count: int, *, first: int = 0
+) -> Carry:
+    """`block(w, carry) -> carry` for the layers from `first` to `count` of stacked `weights`, of any type of leaf."""
 
     def one(carry: Carry, layer: Array) -> tuple[Carry, None]:
         w: Any = jax.tree.map(partial(layer_of, index=layer), weights, is_leaf=is_leaf)
         return block(w, carry), None
 
-    return jax.lax.scan(one, carry, jnp.arange(count, dtype=jnp.int32))[0]
+    return jax.lax.scan(one, carry, jnp.arange(first, count, dtype=jnp.int32))[0]

@@ -46,8 +46,26 @@ def replicas(devices: Sequence[jax.Device], tp: int, dp: int) -> list[list[jax.D
     if asked > len(devices):
         kind = devices[0].platform
         hint = f"; XLA_FLAGS=--xla_force_host_platform_device_count={asked} makes as many of a CPU" * (kind == "cpu")
+        needs = f"--tp {tp} and --dp {dp} need {tp} x {dp} = {asked}" if dp > 1 else f"--tp {tp} needs {tp}"
         raise ConfigError(
-            f"--tp {tp} and --dp {dp} need {tp} x {dp} = {asked} devices, there "
-            f"{'is' if len(devices) == 1 else 'are'} {len(devices)} ({kind}): lower them{hint}"
+            f"{needs} devices, there "
+            f"{'is' if len(devices) == 1 else 'are'} {len(devices)} ({kind}): lower {'them' if dp > 1 else 'it'}{hint}"
         )
     return [list(devices[first : first + tp]) for first in range(0, asked, tp)]
+
+
+def shared(devices: Sequence[jax.Device], tp: int, processes: int) -> list[jax.Device]:
+    """`tp` devices of several processes, as many of each, those of one process side by side.
+
+    Raises ConfigError where tp is no multiple of `processes`, or one has not so many.
+    """
+    if tp % processes:
+        raise ConfigError(f"--tp {tp} cannot be shared by {processes} processes evenly: choose a multiple of that")
+    each = tp // processes
+    owned = [[device for device in devices if device.process_index == rank] for rank in range(processes)]
+    for rank, own in enumerate(owned):
+        if len(own) < each:
+            raise ConfigError(
+                f"--tp {tp} on {processes} processes needs {each} devices of each, process {rank} has {len(own)}"
+            )
+    return [device for own in owned for device in own[:each]]

@@ -20,6 +20,7 @@ TENSOR_PARALLEL: Rules = {
     "kv_heads": (KV,),
     "mlp": TENSOR,
     "modulation": TENSOR,
+    "inner": TENSOR,
 }
 EXPERT_PARALLEL: Rules = {"expert": TENSOR}
 SEQUENCE_PARALLEL: Rules = {TOKENS: TENSOR}

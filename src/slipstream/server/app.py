@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,6 +21,7 @@ from slipstream.api.pooling import ClassifyRequest, EmbeddingRequest, RerankRequ
 from slipstream.cluster.client import EngineClient, ImageClient
 from slipstream.errors import ConfigError
 from slipstream.server import chat, classify, completions, embeddings, rerank
+from slipstream.server.admin import AdminEndpoints, check_admin
 from slipstream.server.admission import Admission
 from slipstream.server.config import ServerConfig, api_keys
 from slipstream.server.docs import docs_page, openapi
@@ -51,6 +53,7 @@ def build_app(
     *,
     images: ImageClient | None = None,
     tracing: Tracing | None = None,
+    locate: Callable[[str], Path] | None = None,
     on_start: Callable[[BaseException | None], None] | None = None,
 ) -> Starlette:
     """The ASGI application. Its lifespan starts and closes the engines; while they load, requests get 503.
@@ -58,8 +61,8 @@ def build_app(
     `client`: the language model's engine, `images`: the image model's; at least one of them.
 
     `generation`: the checkpoint's end-of-text tokens and suggested sampling values. `tracing`: in place of the one
-    that `config.otel_endpoint` names. `on_start` is called once, when the engine is ready (None) or cannot start.
-    Raises ConfigError for settings that cannot work. `app.state.front` is the server's state.
+    that `config.otel_endpoint` names. `locate`: see `Front`. `on_start` is called once, when the engine is ready (None)
+    or cannot start. Raises ConfigError for settings that cannot work. `app.state.front` is the server's state.
     """
     if client is None and images is None:
         raise ConfigError("nothing to serve: neither a language model nor an image model")
@@ -72,7 +75,10 @@ def build_app(
         metrics=Metrics(),
         tracing=tracing if tracing is not None else open_tracing(config.otel_endpoint, version=__version__),
         images=None if images is None else image_front(images, config),
+        locate=locate,
     )
+    check_admin(config)
+    admin = AdminEndpoints(front)
     status = StatusEndpoints(front)
     tokens = TokenEndpoints(front)
     chat_endpoint = Generate(front, "chat", ChatRequest, chat.count, chat.prepare)
@@ -100,6 +106,15 @@ def build_app(
             Route("/ready", status.ready),
             Route("/metrics", status.metrics),
             Route("/version", status.version),
+            *(
+                [
+                    Route("/admin/workers", admin.workers),
+                    Route("/admin/drain", admin.drain, methods=["POST"]),
+                    Route("/admin/reload", admin.reload, methods=["POST"]),
+                ]
+                if config.admin
+                else []
+            ),
             Route("/openapi.json", openapi),
             Route("/docs", docs_page),
             Route(PATH + "{name}", image_file(front)),

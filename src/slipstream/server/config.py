@@ -37,6 +37,8 @@ class ServerConfig:
         File with the API keys that are accepted, one a line (# starts a comment). The variable SLIPSTREAM_API_KEY adds
         one. No key at all: everybody may use the server. /health, /ready, /metrics, /version, the page and the API's
         description never need a key.
+    admin
+        Serve /admin/workers, /admin/drain and /admin/reload too, to whoever may use the server.
     cors_origins
         Origins whose web pages may call the API, such as https://chat.example.org; * means all.
     max_body_bytes
@@ -74,6 +76,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     api_key_file: Path | None = None
+    admin: bool = False
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 8 * 2**20
     max_upload_bytes: int = 32 * 2**20

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from slipstream import __version__
-from slipstream.api import images, openai, pooling, replies
+from slipstream.api import admin, images, openai, pooling, replies
 
 _PAGE = Path(__file__).parent / "docs.html"
 _REF = "#/components/schemas/{name}"
@@ -44,6 +44,9 @@ _OPERATIONS: tuple[tuple[str, str, str, type[Any] | None, type[Any] | None, bool
     ("get", "/v1/models/{id}", "The model of that name", None, replies.Model, True),
     ("post", "/tokenize", "Text or messages to token ids", openai.TokenizeRequest, replies.Tokenized, True),
     ("post", "/detokenize", "Token ids to text", openai.DetokenizeRequest, replies.Detokenized, True),
+    ("get", "/admin/workers", "The workers (with --admin)", None, admin.WorkerList, True),
+    ("post", "/admin/drain", "Let a worker leave, or the server (with --admin)", admin.DrainRequest, None, True),
+    ("post", "/admin/reload", "Change weights (with --admin)", admin.ReloadRequest, admin.WorkerList, True),
     ("get", "/health", "200 while the server can serve or will; 503 once its engine is lost", None, None, False),
     ("get", "/ready", "200 while requests should be sent here", None, None, False),
     ("get", "/metrics", "Prometheus metrics, with vLLM's names", None, None, False),
@@ -112,7 +115,7 @@ def _operation(
     if request is not None:
         content: dict[str, Any] = {"application/json": {"schema": _ref(request)}}
         if request is images.ImageEditRequest:
-            content = {"multipart/form-data": {"schema": {"allOf": [_ref(request), _FILES]}}}
+            content["multipart/form-data"] = {"schema": {"allOf": [_ref(request), _FILES]}}
         operation["requestBody"] = {"required": True, "content": content}
     for name in re.findall(r"\{(\w+)\}", path):
         operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]

@@ -16,7 +16,7 @@ from slipstream.errors import RequestError, TooLarge
 from slipstream.server.body import Disconnected
 
 _MAX_FIELDS = 64
-_MAX_FILES = 4
+_MAX_FILES = 17  # OpenAI's most images of an edit, and a mask: what is too many here can be said with the reason
 _MAX_FIELD_BYTES = 256 * 2**10
 
 
@@ -25,14 +25,14 @@ class Form:
     """A form's fields and files by name. A name with [] at its end, which clients give to lists, is kept without."""
 
     fields: dict[str, str]
-    files: dict[str, UploadFile]
+    files: dict[str, list[UploadFile]]
 
 
 @asynccontextmanager
 async def read_form(request: Request, limit: int) -> AsyncIterator[Form]:
     """The form, whose files are there for as long as the block runs.
 
-    Raises TooLarge over `limit` bytes in all, and RequestError for what is no such form, or says a thing twice.
+    Raises TooLarge over `limit` bytes in all, and RequestError for what is no such form, or says a field twice.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise RequestError("send this request as multipart/form-data", code="invalid_form")
@@ -65,12 +65,12 @@ async def read_form(request: Request, limit: int) -> AsyncIterator[Form]:
 
 
 def _add(form: Form, name: str, value: str | UploadFile) -> None:
-    if name in form.fields or name in form.files:
+    if name in form.fields or (isinstance(value, str) and name in form.files):
         raise RequestError(f"{name} is there more than once: one is taken", param=name, code="invalid_form")
     if isinstance(value, str):
         form.fields[name] = value
     else:
-        form.files[name] = value
+        form.files.setdefault(name, []).append(value)
 
 
 def _too_large(limit: int) -> TooLarge:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from slipstream.cluster.client import EngineClient, ImageClient
@@ -41,6 +42,9 @@ class Front:
 
     `text`: the engine of the language model, and `images` all that belongs to an image model; one of them may be None.
 
+    `locate`: the folder of a model to change to, by its name; it raises SlipstreamError for one that this server could
+    not serve. `leave`: begin to drain within so many seconds, and end. None where whoever runs the server has neither.
+
     Encoding and template rendering run in `pool`: they take milliseconds a long prompt, and streams must not wait.
     """
 
@@ -52,6 +56,8 @@ class Front:
     metrics: Metrics
     tracing: Tracing | None
     images: ImageFront | None = None
+    locate: Callable[[str], Path] | None = None
+    leave: Callable[[float], None] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     started: bool = False
     closed: bool = False

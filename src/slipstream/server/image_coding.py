@@ -128,7 +128,8 @@ def _eight_bits(image: Image) -> Image:
         # Sixteen bits of grey: a plain conversion would clip them to white.
         from PIL.Image import fromarray
 
-        image = fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        shifted = np.right_shift(np.asarray(image), 8)
+        image = fromarray(np.clip(shifted, 0, 255, out=shifted).astype(np.uint8))
     return image.convert("RGB")
 
 

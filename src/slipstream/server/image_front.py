@@ -75,6 +75,7 @@ class ImageFront:
             true_cfg_scale=info.true_guidance,
             edits=info.edits,
             masks=info.masks,
+            loras=info.loras,
         )
 
     def report(self, record: ImageRecord) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from slipstream.api.image_engine import ImageEngineInfo, ImageRequest, Pixels
+from slipstream.api.image_engine import ImageEngineInfo, ImageRequest, LoraUse, Pixels
 from slipstream.api.images import (
     MAX_IMAGES,
     MAX_PARTIAL_IMAGES,
@@ -24,12 +24,13 @@ from slipstream.errors import RequestError
 from slipstream.server.call import Call
 from slipstream.server.front import new_id
 from slipstream.server.image_coding import decode, fitted, fitted_mask, has_holes, mask_of, natural_size
+from slipstream.server.image_inputs import Files
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SEEDS = 2**63
-MAX_GUIDANCE = 100.0
+MAX_GUIDANCE = MAX_SCALE = 100.0
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
 
 _SIZE = re.compile(r"(\d{1,6})[x×](\d{1,6})", re.ASCII | re.IGNORECASE)
@@ -76,7 +77,7 @@ def count(request: ImageFields) -> int:
     return n
 
 
-def read_uploads(files: Mapping[str, IO[bytes]], info: ImageEngineInfo) -> Uploads:
+def read_uploads(files: Files, info: ImageEngineInfo) -> Uploads:
     """Decode an edit's files: `image`, and `mask` where there is one. An image with holes is its own mask.
 
     Takes time: not for the event loop. Raises RequestError.
@@ -88,18 +89,26 @@ def read_uploads(files: Mapping[str, IO[bytes]], info: ImageEngineInfo) -> Uploa
         )
     if "image" not in files:
         raise RequestError("image is required: a PNG, JPEG or WebP file", param="image", code="missing_field")
-    image = decode(files["image"], "image")
+    for name, given in files.items():
+        if len(given) > 1:
+            raise RequestError(
+                f"{name}: {len(given)} were sent, and {info.model} edits one image with one mask at a time: it begins "
+                f"from its pixels, so that there is no place for another",
+                param=name,
+                code=f"too_many_{name}s",
+            )
+    image = decode(files["image"][0], "image")
     mask = mask_of(image) if has_holes(image) else None
     if "mask" in files:
-        given = decode(files["mask"], "mask")
-        if given.size != image.size:
+        holes = decode(files["mask"][0], "mask")
+        if holes.size != image.size:
             raise RequestError(
-                f"mask: it has {given.width}x{given.height} pixels and the image {image.width}x{image.height}: "
+                f"mask: it has {holes.width}x{holes.height} pixels and the image {image.width}x{image.height}: "
                 "they must be of one size",
                 param="mask",
                 code="invalid_mask",
             )
-        mask = mask_of(given)
+        mask = mask_of(holes)
     if mask is not None and not info.masks:
         raise RequestError("this model edits whole images: send no mask", param="mask", code="unsupported_field")
     return Uploads(image, mask)
@@ -137,6 +146,7 @@ def make_work(request: ImageFields, uploads: Uploads | None, info: ImageEngineIn
         image=image,
         mask=mask,
         strength=strength,
+        loras=_loras(request.loras or (), info),
         previews=request.partial_images or 0,
         arrival=call.arrival,
     )
@@ -269,6 +279,22 @@ def _sampler(sampler: str | None, info: ImageEngineInfo) -> str | None:
             code="unknown_sampler",
         )
     return sampler
+
+
+def _loras(loras: Sequence[LoraUse], info: ImageEngineInfo) -> tuple[LoraUse, ...]:
+    names = [lora.name for lora in loras]
+    for lora in loras:
+        if lora.name not in info.loras:
+            there = ", ".join(info.loras) if info.loras else "none was named when the server was started"
+            raise RequestError(f"loras: {lora.name[:64]!r} is not one of: {there}", param="loras", code="unknown_lora")
+        if not abs(lora.scale) <= MAX_SCALE:
+            raise RequestError(
+                f"loras: the scale of {lora.name} must be from -{MAX_SCALE:g} to {MAX_SCALE:g}, got {lora.scale}",
+                param="loras",
+            )
+        if names.count(lora.name) > 1:
+            raise RequestError(f"loras: {lora.name} is there more than once: name each once", param="loras")
+    return tuple(loras)
 
 
 def _quality(quality: int | None, kind: OutputFormat) -> int | None:

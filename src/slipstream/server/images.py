@@ -19,24 +19,22 @@ from slipstream.api.image_engine import ImageOutput, Pixels
 from slipstream.api.images import (
     CompletedImage,
     GeneratedImage,
-    ImageEditRequest,
     ImageFields,
     ImageGenerationRequest,
     ImageProgress,
     ImagesReply,
     PartialImage,
 )
-from slipstream.api.openai import parse
 from slipstream.errors import RequestError, RequestFailed
 from slipstream.server.body import read_request
 from slipstream.server.call import Call, call_of, until_disconnect
 from slipstream.server.conduct import conduct
 from slipstream.server.events import EventStream
-from slipstream.server.form import read_form
 from slipstream.server.front import Front
 from slipstream.server.image_coding import encode
 from slipstream.server.image_files import PATH
 from slipstream.server.image_front import ImageFront
+from slipstream.server.image_inputs import all_files, read_edit_body
 from slipstream.server.image_work import ImageWork, count, make_work, read_uploads
 from slipstream.telemetry.record import ImageOperation, ImageRecord
 
@@ -90,7 +88,7 @@ async def read_generation(front: Front, images: ImageFront, request: Request, ca
 
 @asynccontextmanager
 async def read_edit(front: Front, images: ImageFront, request: Request, call: Call) -> AsyncIterator[ImageWork]:
-    """A form with files, ready to run. It takes a place before it is read: an upload is not nothing.
+    """A form with files or JSON with base64, ready to run. It takes a place before it is read: uploads are not nothing.
 
     Raises RequestError.
     """
@@ -102,13 +100,12 @@ async def read_edit(front: Front, images: ImageFront, request: Request, call: Ca
             code="wrong_task",
         )
     with images.admission.admit(1):
-        async with read_form(request, front.config.max_upload_bytes) as form:
-            # A form's values are text; they are read as the numbers that the fields want.
-            body = parse(form.fields, ImageEditRequest, strict=False)
+        async with read_edit_body(request, front.config.max_upload_bytes) as (body, files):
             _check(front, images, body)
             n = count(body)
-            files = {name: upload.file for name, upload in form.files.items()}
-            work = await images.in_thread(lambda: make_work(body, read_uploads(files, info), info, call))
+            work = await images.in_thread(
+                lambda: make_work(body, read_uploads(all_files(body, files), info), info, call)
+            )
         with images.admission.admit(n - 1):
             yield work
 

@@ -6,11 +6,12 @@ Latencies count from the arrival of a request's first byte at the server, not fr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from slipstream.api.engine import EngineInfo, EngineStats
+from slipstream.api.engine import EngineInfo, EngineStats, TransferFailure, TransferStats
 from slipstream.server.families import NAMES, Families
 from slipstream.telemetry.record import GenerationRecord
 
@@ -53,6 +54,18 @@ _COUNTERS = {
     "slipstream:compiles_after_ready": ("Compilations that requests had to wait for.", "compiles_after_ready"),
     "slipstream:worker_restarts": ("Workers started again after they died.", None),
 }
+
+# name, help, and the field of TransferStats that it follows.
+_TRANSFERS = {
+    "slipstream:kv_transfer_offers": ("Prompts whose KV pages were offered to another worker.", "offers"),
+    "slipstream:kv_transfer_fetches": ("Prompts whose KV pages were fetched from another worker.", "fetches"),
+    "slipstream:kv_transfer_pages_sent": ("KV pages sent to other workers.", "pages_sent"),
+    "slipstream:kv_transfer_pages_received": ("KV pages received from other workers.", "pages_received"),
+    "slipstream:kv_transfer_bytes_sent": ("Bytes of KV pages sent to other workers.", "bytes_sent"),
+    "slipstream:kv_transfer_bytes_received": ("Bytes of KV pages received from other workers.", "bytes_received"),
+    "slipstream:kv_transfer_seconds": ("Time that fetches of KV pages took, summed.", "seconds"),
+}
+TRANSFER_FAILURES = "slipstream:kv_transfer_failures"
 
 
 class Metrics:
@@ -108,6 +121,11 @@ class _Series:
         }
         success = families.counter(SUCCESS, "Sequences and images ended.", (*NAMES, "finished_reason"))
         self._success = {reason: success.labels(*labels, reason) for reason in ("stop", "length", "abort", "error")}
+        self._transfers = {name: families.counter(name, text).labels(*labels) for name, (text, _) in _TRANSFERS.items()}
+        failures = families.counter(
+            TRANSFER_FAILURES, "Tickets whose KV pages were computed again.", (*NAMES, "reason")
+        )
+        self._failures = {reason: failures.labels(*labels, reason) for reason in get_args(TransferFailure)}
         facts = {
             "block_size": info.page_size,
             "cache_dtype": info.kv_dtype,
@@ -137,8 +155,13 @@ class _Series:
         followed = [(name, field) for name, (_, field) in _COUNTERS.items() if field is not None]
         restarted = any(getattr(stats, field) < getattr(self._last, field) for _, field in followed)
         for name, field in followed:
-            before = 0 if restarted else getattr(self._last, field)
-            self._counters[name].inc(getattr(stats, field) - before)
+            counted = 0 if restarted else getattr(self._last, field)
+            self._counters[name].inc(getattr(stats, field) - counted)
+        moved, before = stats.transfer, TransferStats() if restarted else self._last.transfer
+        for name, (_, field) in _TRANSFERS.items():
+            self._transfers[name].inc(max(0, getattr(moved, field) - getattr(before, field)))
+        for reason, count in moved.failures.items():
+            self._failures[reason].inc(max(0, count - before.failures.get(reason, 0)))
         self._last = stats
         for seconds in stats.step_seconds:
             self._histograms["slipstream:step_seconds"].observe(seconds)

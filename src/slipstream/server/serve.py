@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
@@ -54,9 +55,11 @@ def run(
     generation: GenerationDefaults,
     *,
     images: ImageClient | None = None,
+    locate: Callable[[str], Path] | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until a signal ends it; returns after a drain. `on_ready` gets the server's URL when all engines are ready.
+    `locate`: see `Front`.
 
     SIGTERM and SIGINT drain: /ready turns 503, new requests get 503, running ones finish within `drain_timeout`. A
     second signal ends at once. Raises ConfigError if the port is taken, and whatever kept an engine from starting.
@@ -73,7 +76,7 @@ def run(
         elif on_ready is not None:
             on_ready(url)
 
-    app = build_app(client, tokenizer, generation, config, images=images, on_start=on_start)
+    app = build_app(client, tokenizer, generation, config, images=images, locate=locate, on_start=on_start)
     server = Server(
         uvicorn.Config(
             app,
@@ -99,13 +102,18 @@ async def serve(server: Server, app: Starlette, config: ServerConfig, listener: 
     loop = asyncio.get_running_loop()
     drains: list[asyncio.Task[None]] = []
 
+    def leave(timeout: float) -> None:
+        if not drains:
+            drains.append(asyncio.create_task(drain(server, front, timeout)))
+
     def on_signal() -> None:
         if drains:
             log.warning("a second signal: ending at once")
             front.cancel_all()
             server.should_exit = server.force_exit = True
-        else:
-            drains.append(asyncio.create_task(drain(server, front, config.drain_timeout)))
+        leave(config.drain_timeout)
+
+    front.leave = leave
 
     signals = (signal.SIGTERM, signal.SIGINT)
     for number in signals:

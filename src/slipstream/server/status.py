@@ -20,11 +20,18 @@ class StatusEndpoints:
         self.front = front
 
     async def health(self, request: Request) -> Response:
-        """200 while the process can serve or will; 503 once an engine of it is lost for good: restart the process."""
+        """200 while the process can serve or will; 503 once an engine of it is lost for good: restart the process.
+
+        A server with a worker that is not ready is well: others have its requests, or they wait for it.
+        """
         failure = self.front.failure if self.front.started else None
         if failure is not None:
             return JSONResponse({"status": "failed", "reason": failure}, 503)
-        return JSONResponse({"status": "ok"})
+        told = [
+            {"worker": state.index, "role": state.role, "state": state.state, "restarts": state.restarts}
+            for state in (self.front.text.workers if self.front.text is not None else ())
+        ]
+        return JSONResponse({"status": "ok", "workers": told} if told else {"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
         """200 when requests should be sent here; 503 while an engine loads or restarts, and during a drain."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ class ImageCheckpoint:
 
     `pipeline`: its class. `parts` and `tokenizers`: by their names in model_index.json ("text_encoder_2"). `scheduler`:
     scheduler_config.json, empty where there is none. `settings`: what model_index.json says besides, such as
-    force_zeros_for_empty_prompt.
+    force_zeros_for_empty_prompt. `defaults`: `steps` and `guidance` of a request that does not say, where the folder
+    names them (under "_slipstream" in model_index.json, which diffusers passes over).
     """
 
     path: Path
@@ -35,3 +36,4 @@ class ImageCheckpoint:
     tokenizers: Mapping[str, TokenizerSpec]
     scheduler: Mapping[str, Any]
     settings: Mapping[str, Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from slipstream.checkpoint import open_checkpoint
+from slipstream.checkpoint.assembly import OnDevice
 from slipstream.checkpoint.loading import blocks_of, read
-from slipstream.engine.assembly import OnDevice
 from slipstream.errors import CheckpointError
 from slipstream.quant.leaf import form_of
 from slipstream.spec.param import Axis, Dims, Param, Part

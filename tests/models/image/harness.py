@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from slipstream.checkpoint import RandomSource, load
+from slipstream.checkpoint.placement import Placement
 from slipstream.checkpoint.renamed import Renamed
-from slipstream.engine.placement import Placement
 from slipstream.kernels.batched_attention import IMPLEMENTATIONS
 from slipstream.kernels.ragged import Kernels
 from slipstream.models.image import clip, flux, t5

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from slipstream.checkpoint.placement import Placement
 from slipstream.checkpoint.quantized.rounded import RoundedSource
-from slipstream.engine.placement import Placement
 from slipstream.kernels.native import library
 from slipstream.kernels.packed import Packed
 from slipstream.models.image.registry import MODULES, module_of

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 
+from slipstream.checkpoint.placement import Placement
 from slipstream.checkpoint.quantized.rounded import RoundedSource
-from slipstream.engine.hlo import collectives
-from slipstream.engine.placement import Placement
 from slipstream.errors import ConfigError
 from slipstream.kernels.sharded import Sharded
 from slipstream.models.image.registry import module_of
 from slipstream.parallel.fit import check_fit
+from slipstream.parallel.hlo import collectives
 from slipstream.parallel.mesh import make_mesh
 from slipstream.parallel.rules import rules_of
 from slipstream.quant.rounding import SCHEMES

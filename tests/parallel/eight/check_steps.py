@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from slipstream.engine.hlo import collectives
+from slipstream.checkpoint.placement import Placement
 from slipstream.engine.lowering import Lowering
-from slipstream.engine.memory import KVShape, bytes_on_device
-from slipstream.engine.placement import Placement
+from slipstream.engine.memory import KVShape
 from slipstream.engine.shapes import Shape
 from slipstream.models.registry import family
+from slipstream.parallel.ahead import bytes_on_device
+from slipstream.parallel.hlo import collectives
 from slipstream.parallel.mesh import make_mesh
 from slipstream.parallel.rules import rules_of
 from slipstream.parallel.spread import heads_of

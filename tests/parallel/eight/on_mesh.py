@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from slipstream.checkpoint import load
+from slipstream.checkpoint.placement import Placement
 from slipstream.checkpoint.quantized.rounded import RoundedSource
 from slipstream.engine.memory import KVShape
-from slipstream.engine.placement import Placement
 from slipstream.kernels.ragged import KVCache, Step
 from slipstream.models.registry import Family, family
 from slipstream.parallel.fit import check_fit

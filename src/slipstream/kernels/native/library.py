@@ -26,7 +26,11 @@ ACCELERATOR_FILES = ("nvidia[0-9]*", "kfd", "dxg", "accel*", "vfio/[0-9]*")
 
 TARGETS = (
     "slipstream_ffi_attend",
+    "slipstream_ffi_batched_attention",
+    "slipstream_ffi_convolution",
+    "slipstream_ffi_gelu",
     "slipstream_ffi_gemm",
+    "slipstream_ffi_group_norm",
     "slipstream_ffi_mlp",
     "slipstream_ffi_rows",
     "slipstream_ffi_sample",

@@ -44,18 +44,20 @@ def attend_gpu(
     qk_norm: tuple[Norm, Norm] | None,
     sinks: Array | None = None,
     *,
+    apart: Array | None = None,
     interpret: bool = False,
 ) -> tuple[Array, KVCache]:
     """`kernels.attention.attend` on a GPU. The cache must be laid out by_row, its heads' size a power of two.
 
     A cache's numbers of 16 or 32 bits are multiplied in that type, with queries and their shares rounded to it; those
     of 8 bits are widened to the type of the queries. `interpret` runs the kernel on any device, for tests.
+    `apart` bool[s]: rows whose keys are written and whose results are left as zeros.
     """
     assert not isinstance(v, int), "values lie beside keys"
     run = partial(_call, interpret=interpret)
     return attend_blocks(
         _write, run, CHUNK_BLOCK, lambda _: CONTEXT_BLOCK, cache, layer, q, k, v, step, scale, window, soft_cap, angles,
-        qk_norm, sinks,
+        qk_norm, sinks, apart,
     )  # fmt: skip
 
 

@@ -90,10 +90,12 @@ def attend_blocks(
     angles: Angles | None,
     qk_norm: tuple[Norm, Norm] | None,
     sinks: Array | None,
+    apart: Array | None = None,
 ) -> tuple[Array, KVCache]:
     """`kernels.attention.attend` with `run` for blocks of one query, and then for those of `chunk` queries.
 
-    A context block has `context(cache)` keys. The cache may have longer heads than the model, filled up with zeros.
+    A context block has `context(cache)` keys. Of rows of chunks that are `apart`, bool[s], the keys alone are written.
+    The cache may have longer heads than the model, filled up with zeros.
     What is not finite in a sequence may reach earlier queries of that sequence, as it does not in the reference; it
     reaches no other sequence. Raises ConfigError for a cache that is not laid out by_row.
     """
@@ -118,7 +120,7 @@ def attend_blocks(
     queries = filled(q)
     passes = [decode_blocks(step, tokens)]
     if not step.decode_only:
-        passes.append(chunk_blocks(step, tokens, chunk))
+        passes.append(chunk_blocks(step, tokens, chunk, apart=apart))
     out = jnp.zeros((tokens, heads, value), q.dtype)
     for blocks in passes:
         plan = plan_of(blocks, step, tokens, window, problem.context)

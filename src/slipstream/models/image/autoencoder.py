@@ -28,6 +28,7 @@ from slipstream.models.image.residual import (
     plan_pointwise,
     plan_resnet,
     pointwise,
+    prepare_double,
     prepare_resnet,
     resnet,
 )
@@ -306,7 +307,11 @@ def prepare(w: Weights, c: Config, size: tuple[int, int]) -> Weights:
         first, second = prepare_resnet(w.first, size), prepare_resnet(w.second, size)
         return replace(w, levels=tuple(levels), first=first, second=second)
 
-    return replace(w, encoder=half(w.encoder, range(count)[::-1]), decoder=half(w.decoder, range(count)))
+    decoder = half(w.decoder, range(count))
+    doubled = [(size[0] << scale, size[1] << scale) for scale in range(1, count + 1)]
+    samplers = tuple(prepare_double(one, at) for one, at in zip(decoder.samplers, doubled, strict=True))
+    encoder = half(w.encoder, range(count)[::-1])
+    return replace(w, encoder=encoder, decoder=replace(decoder, samplers=samplers))
 
 
 def _middle(w: Half, c: Config, x: Array, kernels: Kernels) -> Array:
@@ -318,11 +323,12 @@ def _middle(w: Half, c: Config, x: Array, kernels: Kernels) -> Array:
 
 def _attend(w: Attention, c: Config, x: Array, kernels: Kernels) -> Array:
     b, *_, width = x.shape
-    h = c.norms(x, w.norm).reshape(b, -1, width)
+    h = c.norms(x, w.norm, kernels).reshape(b, -1, width)
     q, k, v = (y[:, :, None] for y in linears(("td,dh->th",) * 3, h, (w.q, w.k, w.v)))
     y = attend_batch(q, k, v, scale=width**-0.5, kernels=kernels)
     return linear("th,hd->td", y[:, :, 0], w.out).reshape(x.shape)
 
 
 def _ended(w: Half, c: Config, x: Array, kernels: Kernels) -> Array:
-    return conv(jax.nn.silu(c.norms(x, w.norm)), w.conv_out.weight, w.conv_out.bias, kernels=kernels)
+    x = c.norms(x, w.norm, kernels, silu=True)
+    return conv(x, w.conv_out.weight, w.conv_out.bias, kernels=kernels)

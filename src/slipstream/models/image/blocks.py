@@ -6,7 +6,7 @@ Tensors of a checkpoint are named as diffusers and transformers name them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 
 import jax
@@ -15,7 +15,10 @@ import numpy as np
 from jax import Array
 
 from slipstream.kernels.matmul import dots
+from slipstream.kernels.native import library
+from slipstream.kernels.native.picture import gelu_native
 from slipstream.kernels.norm import layer_norm
+from slipstream.kernels.ragged import Kernels
 from slipstream.models.llm.weights import Leaf
 from slipstream.spec.param import Axis, Dims, Part, param
 
@@ -87,6 +90,22 @@ def linears(eqs: Sequence[str], x: Array, ws: Sequence[Linear]) -> list[Array]:
     ys = dots(eqs, x.reshape(-1, *rest), [w.weight for w in ws])
     added = (y if w.bias is None else y + w.bias for y, w in zip(ys, ws, strict=True))
     return [y.reshape(*before, *y.shape[1:]) for y in added]
+
+
+def opened(x: Array, w: Linear, kernels: Kernels, *, tanh: bool, times: Linear | None = None) -> Array:
+    """A feed-forward's inside: the GELU of the product of x [b, t, d] with `w`, times that with `times` where given.
+
+    `tanh`: by the formula with a hyperbolic tangent. On a CPU biases, GELU and gate are one native kernel.
+    """
+    ws = (w,) if times is None else (w, times)
+    if kernels != "cpu" or library.library() is None:
+        y, *others = linears(("td,df->tf",) * len(ws), x, ws)
+        y = jax.nn.gelu(y, approximate=tanh)
+        return y * others[0] if others else y
+    bare = linears(("td,df->tf",) * len(ws), x, [replace(one, bias=None) for one in ws])
+    biases = [jnp.zeros(y.shape[-1]) if one.bias is None else one.bias for one, y in zip(ws, bare, strict=True)]
+    other = (None, None) if times is None else (bare[1], biases[1])
+    return gelu_native(bare[0], biases[0], other[0], other[1], tanh)
 
 
 def normed(w: Linear, x: Array, eps: float) -> Array:

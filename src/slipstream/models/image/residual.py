@@ -9,14 +9,18 @@ from jax import Array
 
 from slipstream.kernels.convolution import (
     SAME,
+    PackedWinograd,
     Pad,
     Winograd,
     conv,
+    packed,
     plain,
     tile_for,
     transformed,
     upsample_conv,
 )
+from slipstream.kernels.low_rank import LowRank
+from slipstream.kernels.native import library
 from slipstream.kernels.norm import group_norm
 from slipstream.kernels.ragged import Kernels
 from slipstream.models.image.blocks import Linear, linear, plan_layer_norm, plan_linear
@@ -30,10 +34,10 @@ class Norms:
     groups: int
     eps: float
 
-    def __call__(self, x: Array, w: Linear) -> Array:
-        """`x` [b, ..., c] normed."""
+    def __call__(self, x: Array, w: Linear, kernels: Kernels, *, silu: bool = False) -> Array:
+        """`x` [b, ..., c] normed; through a SiLU where `silu` says so."""
         assert w.bias is not None
-        return group_norm(x, w.weight, w.bias, self.eps, self.groups)
+        return group_norm(x, w.weight, w.bias, self.eps, self.groups, silu=silu, kernels=kernels)
 
 
 @jax.tree_util.register_dataclass
@@ -52,11 +56,12 @@ class Resnet:
     shortcut: Linear | None
 
 
-def plan_conv(name: str, inputs: int, outputs: int, size: int = 3) -> Linear:
+def plan_conv(name: str, inputs: int | Axis, outputs: int | Axis, size: int = 3) -> Linear:
     """The plan of a convolution of `size` by `size` points: weight [y, x, i, o]."""
     rows, columns = Axis("rows", "y", size), Axis("columns", "x", size)
-    given, kept = Axis("inputs", "i", inputs), Axis("outputs", "o", outputs)
-    contract = ("rows", "columns", "inputs")
+    given = Axis("inputs", "i", inputs) if isinstance(inputs, int) else inputs
+    kept = Axis("outputs", "o", outputs) if isinstance(outputs, int) else outputs
+    contract = ("rows", "columns", given.role)
     return Linear(
         param(rows | columns | given | kept, name + ".weight", "o i y x -> y x i o", contract=contract),
         param(kept, name + ".bias", init="zeros"),
@@ -73,24 +78,30 @@ def plan_pointwise(inputs: Axis, outputs: Axis, name: str) -> Linear:
 
 
 def plan_resnet(at: str, inputs: int, outputs: int, time: int | None = None) -> Resnet:
-    """The plan of a residual block whose names begin with `at`; `time` is the size of the vector of times."""
+    """The plan of a residual block whose names begin with `at`; `time` is the size of the vector of times.
+
+    Channels between the two convolutions have a role of their own: several devices have a part of them each.
+    """
     given, kept = Axis("inputs", "i", inputs), Axis("outputs", "o", outputs)
+    made, read = Axis("inner", "o", outputs), Axis("inner", "i", outputs)
     return Resnet(
         norm1=plan_layer_norm(given, at + "norm1"),
-        conv1=plan_conv(at + "conv1", inputs, outputs),
-        time=None if time is None else plan_linear(Axis("vector", "d", time), kept, at + "time_emb_proj"),
-        norm2=plan_layer_norm(kept, at + "norm2"),
-        conv2=plan_conv(at + "conv2", outputs, outputs),
+        conv1=plan_conv(at + "conv1", inputs, made),
+        time=None if time is None else plan_linear(Axis("vector", "d", time), made, at + "time_emb_proj"),
+        norm2=plan_layer_norm(made, at + "norm2"),
+        conv2=plan_conv(at + "conv2", read, outputs),
         shortcut=None if inputs == outputs else plan_pointwise(given, kept, at + "conv_shortcut"),
     )
 
 
 def resnet(w: Resnet, norms: Norms, x: Array, time: Array | None, kernels: Kernels) -> Array:
     """`x` [b, y, x, i] as [b, y, x, o]; `time` [b, t] after its SiLU."""
-    y = conv(jax.nn.silu(norms(x, w.norm1)), w.conv1.weight, w.conv1.bias, kernels=kernels)
+    added = w.conv1.bias
     if w.time is not None and time is not None:
-        y = y + linear("td,do->to", time, w.time)[:, None, None, :]
-    y = conv(jax.nn.silu(norms(y, w.norm2)), w.conv2.weight, w.conv2.bias, kernels=kernels)
+        assert added is not None
+        added = added + linear("td,do->to", time, w.time)
+    y = conv(norms(x, w.norm1, kernels, silu=True), w.conv1.weight, added, kernels=kernels)
+    y = conv(norms(y, w.norm2, kernels, silu=True), w.conv2.weight, w.conv2.bias, kernels=kernels)
     return y + (x if w.shortcut is None else pointwise(w.shortcut, x))
 
 
@@ -115,12 +126,24 @@ def prepare_resnet(w: Resnet, size: tuple[int, int]) -> Resnet:
 
 
 def prepare_conv(w: Linear, size: tuple[int, int]) -> Linear:
-    """A convolution with stride 1 in Winograd's domain where that is the fastest."""
+    """A convolution with stride 1 in Winograd's domain where that is the fastest, for results of `size`."""
     weight = w.weight
-    if isinstance(weight, Winograd):
+    if isinstance(weight, LowRank):
+        base = prepare_conv(replace(w, weight=weight.base), size).weight
+        return replace(w, weight=replace(weight, base=base))
+    if isinstance(weight, Winograd | PackedWinograd):
         return w
     tile = tile_for(size, plain(weight).shape)
-    return w if tile is None else replace(w, weight=_transformed(plain(weight), tile))
+    if tile is None:
+        return w
+    form = _transformed if library.library() is None else _packed
+    return replace(w, weight=form(plain(weight), tile))
+
+
+def prepare_double(w: Linear | None, size: tuple[int, int]) -> Linear | None:
+    """The convolution behind a doubling to `size`: XLA computes it as four small ones, the native kernel as one."""
+    return w if w is None or library.library() is None else prepare_conv(w, size)
 
 
 _transformed = jax.jit(transformed, static_argnums=1)
+_packed = jax.jit(packed, static_argnums=1)

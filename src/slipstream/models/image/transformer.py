@@ -9,7 +9,7 @@ from jax import Array
 
 from slipstream.kernels.batched_attention import attend_batch
 from slipstream.kernels.ragged import Kernels
-from slipstream.models.image.blocks import Linear, linear, linears, normed, plan_layer_norm, plan_linear
+from slipstream.models.image.blocks import Linear, linear, linears, normed, opened, plan_layer_norm, plan_linear
 from slipstream.models.image.residual import Norms, plan_pointwise
 from slipstream.models.layers import run_layers
 from slipstream.spec.param import Axis, Part, stacked
@@ -110,7 +110,7 @@ def plan_transformer(at: str, c: Shape, depth: int) -> Transformer:
 def transform(w: Transformer, c: Shape, depth: int, x: Array, text: Array, kernels: Kernels) -> Array:
     """`x` [b, y, x, c] after all `depth` layers, which also see `text` [b, tokens, text]; the input is added."""
     b, *size, width = x.shape
-    y = Norms(c.groups, GROUP_EPS)(x, w.norm).reshape(b, -1, width)
+    y = Norms(c.groups, GROUP_EPS)(x, w.norm, kernels).reshape(b, -1, width)
     y = linear("tp,pd->td", y, w.enter)
     y = run_layers(lambda w, y: _layer(w, y, text, kernels), w.blocks, y, depth)
     return x + linear("td,dp->tp", y, w.leave).reshape(b, *size, width)
@@ -124,8 +124,8 @@ def _layer(w: Block, x: Array, text: Array, kernels: Kernels) -> Array:
     q = linear("td,dnh->tnh", normed(w.text_norm, x, LAYER_EPS), w.text.q)
     k, v = linears(("tc,cnh->tnh",) * 2, text, (w.text.k, w.text.v))
     x = x + _attend(w.text.out, q, k, v, kernels)
-    up, gate = linears(("td,df->tf",) * 2, normed(w.mlp_norm, x, LAYER_EPS), (w.up, w.gate))
-    return x + linear("tf,fd->td", up * jax.nn.gelu(gate, approximate=False), w.down)
+    y = opened(normed(w.mlp_norm, x, LAYER_EPS), w.gate, kernels, tanh=False, times=w.up)
+    return x + linear("tf,fd->td", y, w.down)
 
 
 def _attend(out: Linear, q: Array, k: Array, v: Array, kernels: Kernels) -> Array:

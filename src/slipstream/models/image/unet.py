@@ -35,6 +35,7 @@ from slipstream.models.image.residual import (
     halve,
     plan_conv,
     plan_resnet,
+    prepare_double,
     prepare_resnet,
     resnet,
 )
@@ -175,7 +176,7 @@ def forward(
         if part.sampler is not None:
             rows, columns = left[-1].shape[1:3]
             x = double(part.sampler, x, (rows, columns), kernels)
-    x = jax.nn.silu(c.norms(x, w.norm))
+    x = c.norms(x, w.norm, kernels, silu=True)
     return conv(x, w.conv_out.weight, w.conv_out.bias, kernels=kernels)
 
 
@@ -222,9 +223,13 @@ def prepare(w: Weights, c: Config, size: tuple[int, int]) -> Weights:
     def blocks(part: Blocks, size: tuple[int, int]) -> Blocks:
         return replace(part, resnets=tuple(prepare_resnet(one, size) for one in part.resnets))
 
+    def up(part: Blocks, i: int) -> Blocks:
+        part = blocks(part, sizes[i])
+        return part if i == 0 else replace(part, sampler=prepare_double(part.sampler, sizes[i - 1]))
+
     return replace(
         w,
         down=tuple(blocks(part, one) for part, one in zip(w.down, sizes, strict=True)),
         middle=None if w.middle is None else blocks(w.middle, sizes[-1]),
-        up=tuple(blocks(part, one) for part, one in zip(w.up, reversed(sizes), strict=True)),
+        up=tuple(up(part, i) for part, i in zip(w.up, reversed(range(len(sizes))), strict=True)),
     )

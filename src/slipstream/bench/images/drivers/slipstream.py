@@ -1,7 +1,8 @@
-"""Slipstream's denoisers in this process. XLA takes the threads that the process is allowed."""
+"""Slipstream's denoisers in this process. Without native kernels XLA takes the threads that the process is allowed."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from importlib.metadata import version
 from typing import Any
@@ -10,8 +11,8 @@ import jax
 import numpy as np
 
 from slipstream.checkpoint import load as load_weights
+from slipstream.checkpoint.placement import Placement
 from slipstream.checkpoint.quantized.rounded import RoundedSource
-from slipstream.engine.placement import Placement
 from slipstream.kernels.native import library
 from slipstream.kernels.ragged import Kernels
 from slipstream.models.image import flux, unet
@@ -48,8 +49,12 @@ class Drawn:
 
 def load(settings: dict[str, Any]) -> tuple[Callable[[], np.ndarray], dict[str, str]]:
     """The step, and versions. `native`: products on the native kernels; `precision` fast: with weights of int8."""
-    if settings["native"] and (problem := library.reason()):
+    if not settings["native"]:
+        os.environ[library.LIBRARY_VARIABLE] = os.devnull  # no library: nothing native, whatever a kernel would choose
+    elif problem := library.reason():
         raise RuntimeError(problem)
+    else:
+        library.use_threads(settings["threads"])
     work = workload(settings["workload"], settings["size"], settings["narrow"])
     module, run = RUNS[work.kind]
     config = module.Config.from_diffusers(work.config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 import jax
@@ -26,14 +27,29 @@ Region = tuple[tuple[int, int], ...]
 """First index and end along each axis: the part of an array that a device holds."""
 
 
+@dataclass
+class Tally:
+    """`bytes`: of stored tensors that this process has read for its own devices."""
+
+    bytes: int = 0
+
+
 class Assembly:
     """One array in the making.
 
     `shape` begins with `stack` axes over which tensors are stacked. What tensors do not fill at the ends of the other
-    axes is zeros. `add` each tensor once, then `finish`.
+    axes is zeros. `add` each tensor once, then `finish`. What is read of them is added to `tally`.
     """
 
-    def __init__(self, shape: Sequence[int], stack: int, dtype: np.dtype, sharding: NamedSharding) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        stack: int,
+        dtype: np.dtype,
+        sharding: NamedSharding,
+        tally: Tally | None = None,
+    ) -> None:
+        self._tally = tally or Tally()
         self._shape, self._stack, self._dtype, self._sharding = tuple(shape), stack, dtype, sharding
         self._devices: dict[Region, list[jax.Device]] = {}
         for device, index in sharding.addressable_devices_indices_map(self._shape).items():
@@ -50,10 +66,12 @@ class Assembly:
             self._parts |= {device: jnp.zeros(_shape_of(region), dtype, device=device) for device in devices}
 
     @classmethod
-    def of(cls, spread: Spread, stack: int, shape: Sequence[int], dtype: np.dtype) -> Assembly:
+    def of(
+        cls, spread: Spread, stack: int, shape: Sequence[int], dtype: np.dtype, *, tally: Tally | None = None
+    ) -> Assembly:
         """For an array that the model has with `shape`."""
         filled = spread.filled(shape)
-        return cls(filled, stack, np.dtype(dtype), spread.sharding(filled))
+        return cls(filled, stack, np.dtype(dtype), spread.sharding(filled), tally)
 
     def add(self, at: tuple[int, ...], tensor: np.ndarray) -> None:
         """Put a tensor, best a view of a mapped file, in its place along the stacked axes."""
@@ -63,6 +81,7 @@ class Assembly:
                 continue
             place = tuple(i - first for i, (first, _) in zip(at, stacked, strict=True))
             part = tensor[tuple(slice(*ends) for ends in rest)]
+            self._tally.bytes += part.nbytes
             if region in self._hosts:
                 copy(self._hosts[region][place], part)
                 continue
@@ -93,7 +112,8 @@ class OnDevice:
 
     def finish(self) -> Array:
         """The array."""
-        return jax.device_put(self._host, self._device)
+        array: Array = jax.device_put(self._host, self._device)
+        return array
 
 
 def copy(target: np.ndarray, values: np.ndarray) -> None:
@@ -145,4 +165,5 @@ _jitted = jax.jit(_write, donate_argnums=0)
 
 def _put(whole: Array, part: Array, place: tuple[int, ...]) -> Array:
     """`whole`, which is given up, with `part` in its place along the first axes."""
-    return _jitted(whole, part, [np.int32(i) for i in place])
+    put: Array = _jitted(whole, part, [np.int32(i) for i in place])
+    return put

@@ -12,11 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 import slipstream.kernels.quantized  # noqa: F401  It registers the rules of the leaves made here.
+from slipstream.checkpoint.assembly import Assembly, OnDevice, Tally
 from slipstream.checkpoint.loading import blocks_of, empty
-from slipstream.engine.assembly import Assembly, OnDevice
 from slipstream.kernels.blocks import as_blocks
 from slipstream.kernels.packed import Packed, Packing, Precision, packing_of
 from slipstream.kernels.sharded import Sharded
+from slipstream.parallel.fit import fitting
 from slipstream.parallel.rules import TENSOR_PARALLEL, Rules
 from slipstream.parallel.spread import Spread, spread_of
 from slipstream.quant.leaf import Form, form_of
@@ -28,7 +29,9 @@ from slipstream.spec.source import FLOATS, Scaled, Source, Stored
 class Placement:
     """`native`: keep weights as the file stores them where the kernels know that form; `precision` is theirs.
 
-    `mesh`: the devices that weights are sharded over by `rules`; None: all of them go to `device`.
+    `mesh`: the devices that weights are sharded over by `rules`; None: all of them go to `device`. `partial`: an axis
+    that they do not divide stays whole on each of them (`parallel.fit.fitting`); else all must fit. `tally` counts what
+    is read for those devices that are this process's.
     """
 
     device: jax.Device
@@ -37,6 +40,8 @@ class Placement:
     precision: Precision
     mesh: Mesh | None = None
     rules: Rules = field(default_factory=lambda: TENSOR_PARALLEL)
+    partial: bool = False
+    tally: Tally = field(default_factory=Tally, compare=False)
 
     def place(self, param: Param, path: str, value: np.ndarray) -> Any:
         """A plain array on the device."""
@@ -52,7 +57,7 @@ class Placement:
             scaled, spread = [one for one in stored if isinstance(one, Scaled)], self._spread(param)
             if spread is None:
                 return form.read(scaled, partial(OnDevice, self.device))
-            return Sharded(form.read(scaled, partial(Assembly.of, spread, len(param.stack))), spread)
+            return Sharded(form.read(scaled, partial(Assembly.of, spread, len(param.stack), tally=self.tally)), spread)
         return None
 
     def place_parts(self, param: Param, tensors: Iterable[np.ndarray]) -> Any:
@@ -60,7 +65,7 @@ class Placement:
         spread = self._spread(param)
         if spread is None:
             return None
-        assembly = Assembly.of(spread, len(param.stack), param.shape, self._dtype(param))
+        assembly = Assembly.of(spread, len(param.stack), param.shape, self._dtype(param), tally=self.tally)
         for at, tensor in zip(np.ndindex(param.stack), tensors, strict=True):
             assembly.add(at, tensor)
         return self._wrapped(param, assembly.finish(), spread)
@@ -88,7 +93,10 @@ class Placement:
         return shape if spread is None else self._wrapped(param, spread.abstract(shape), spread)
 
     def _spread(self, param: Param) -> Spread | None:
-        return None if self.mesh is None else spread_of(param, self.mesh, self.rules)
+        if self.mesh is None:
+            return None
+        rules = fitting(param, self.mesh.size, self.rules) if self.partial else self.rules
+        return spread_of(param, self.mesh, rules)
 
     @staticmethod
     def _wrapped(param: Param, leaf: Any, spread: Spread) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slipstream.engine.hlo import collectives
+from slipstream.parallel.hlo import collectives
 
 TEXT = """HloModule jit_step, is_scheduled=true
 

@@ -7,9 +7,9 @@ import re
 import pytest
 from jax.experimental import topologies
 
-from slipstream.engine import topology
 from slipstream.errors import ConfigError
 from slipstream.hardware.profile import target_of
+from slipstream.parallel import topology
 
 
 def test_a_gpu_is_described_by_its_profile() -> None:

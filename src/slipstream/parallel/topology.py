@@ -12,7 +12,13 @@ from slipstream.errors import ConfigError
 from slipstream.hardware.profile import Gpu, Profile, Target
 
 # Without these libtpu asks the cloud's metadata server which TPU this machine has, and waits for an answer.
-_ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"}
+_ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    # A host's TPUs are one process's, which a file in /tmp keeps; a compiler needs none, and two may run side by side.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+}
 
 # What XLA asks the driver of a GPU where there is one (GpuTargetConfigProto). What is written out here is the same for
 # compute capabilities 9.0 and 10.0: the CUDA programming guide's table of technical specifications.
