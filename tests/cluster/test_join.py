@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -49,12 +49,6 @@ def keeper(endpoint: str, secret: str = SECRET) -> Iterator[subprocess.Popen[byt
         process.communicate()
 
 
-def make(endpoint: str = LOCAL, options: FakeOptions | None = None) -> WorkerClient:
-    launcher = JoinLauncher(Listen(endpoint, SECRET))
-    model = (options or FakeOptions(step_seconds=0.005)).model()
-    return WorkerClient(TOKENS, model, EngineConfig(), policy=EAGER, engine_factory=FACTORY, launcher=launcher)
-
-
 async def listening(client: WorkerClient) -> tuple[asyncio.Task[None], str]:
     """The client, waiting for its worker, and where."""
     starting = asyncio.create_task(client.start())
@@ -71,27 +65,34 @@ async def child_of(process: subprocess.Popen[bytes]) -> int:
 
 async def test_streams_go_on_when_a_worker_and_when_a_host_dies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "SILENT_BEATS", 2)
-    client = make()
-    starting, endpoint = await listening(client)
-    with keeper(endpoint) as first:
+    launcher = JoinLauncher(Listen(LOCAL, SECRET))
+    model = FakeOptions(step_seconds=0.005).model()
+    client = WorkerClient(TOKENS, model, EngineConfig(), policy=EAGER, engine_factory=FACTORY, launcher=launcher)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(client.close)
+        starting, endpoint = await listening(client)
+        first = stack.enter_context(keeper(endpoint))
         await starting
-        with keeper(endpoint) as second:
-            requests = [request_of(n, max_tokens=500) for n in range(16)]
-            tasks = [asyncio.create_task(outputs_of(client, request)) for request in requests]
-            await until(lambda: client.stats.steps > 10)
-            worker = await child_of(first)
-            os.kill(worker, signal.SIGKILL)
-            await until(lambda: client.ready and client.restarts == 1)
-            worker = await child_of(first)
-            first.kill()  # the host: its worker goes with it
-            for request, outputs in zip(requests, await asyncio.gather(*tasks), strict=True):
-                assert tokens_of(outputs) == expected(request)
-            assert client.restarts == 2
-            assert not alive(worker)
-            worker = await child_of(second)
-            await client.close()
-            await until(lambda: not alive(worker))
-            assert second.poll() is None
+        second = stack.enter_context(keeper(endpoint))
+        keepers = launcher._keepers
+        assert keepers is not None
+        await until(lambda: len(keepers.places) == 2)
+        requests = [request_of(n, max_tokens=500) for n in range(16)]
+        tasks = [asyncio.create_task(outputs_of(client, request)) for request in requests]
+        await until(lambda: client.stats.steps > 10)
+        worker = await child_of(first)
+        os.kill(worker, signal.SIGKILL)
+        await until(lambda: client.ready and client.restarts == 1)
+        worker = await child_of(first)  # where it was, though another host is free
+        first.kill()  # the host: its worker goes with it
+        for request, outputs in zip(requests, await asyncio.gather(*tasks), strict=True):
+            assert tokens_of(outputs) == expected(request)
+        assert client.restarts == 2
+        assert not alive(worker)
+        worker = await child_of(second)
+        await client.close()
+        await until(lambda: not alive(worker))
+        assert second.poll() is None
 
 
 async def test_a_keeper_is_free_for_the_next_parent() -> None:

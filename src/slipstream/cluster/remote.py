@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from slipstream import __version__
 from slipstream.cluster.config import WorkerConfig
@@ -150,6 +151,8 @@ class Keepers:
                 if seat is not None and seat.worker is not None and seat.worker.identity == worker:
                     seat.worker.end(code, how, words)
                     seat.worker = None
+                    # Free now, not with its next beat: the worker that follows starts where this one was.
+                    seat.here = replace(seat.here, worker=None, pid=None)
         self._changed.set()
 
     def _here(self, identity: bytes, here: Here) -> None:
