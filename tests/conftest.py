@@ -23,6 +23,7 @@ LONG = frozenset(
         "tests/engine/test_moe.py::test_replies_are_those_of_the_full_forward[mixtral-reference]",
         "tests/engine/test_native.py::test_floats_are_multiplied_as_they_are_stored",
         "tests/engine/test_quantization.py::test_weights_are_rounded_when_they_are_loaded",
+        "tests/models/test_real.py::test_top_logits_and_greedy_tokens[reference-gemma3-270m]",
     }
 )
 """Tests of 20 s and more that continuous integration leaves to people, beside those marked where they stand."""
