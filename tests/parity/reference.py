@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,13 +79,16 @@ class Session:
     def __init__(self, model: Any, **settings: Any) -> None:
         self.model, self.settings = model, settings
         self.cache = None
+        # transformers 5.24 renamed it, in arguments and in what comes out.
+        renamed = "cache" in inspect.signature(model.forward).parameters
+        self.cache_name = "cache" if renamed else "past_key_values"
 
     @torch.no_grad()
     def step(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits [tokens, v] of the next tokens."""
         ids = torch.tensor([list(tokens)])
-        out = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, **self.settings)
-        self.cache = out.past_key_values
+        out = self.model(input_ids=ids, use_cache=True, **{self.cache_name: self.cache}, **self.settings)
+        self.cache = getattr(out, self.cache_name)
         return out.logits[0].numpy()
 
     def feed(self, tokens: Sequence[int]) -> np.ndarray:
